@@ -1,0 +1,114 @@
+# tcpobs: `make help` lists what can be made.
+
+PYTHON3 ?= python3
+VENV := .venv
+PYTHON := $(VENV)/bin/python
+MACHINE := $(shell uname -m)
+MACHINES := x86_64 aarch64
+# The wheels' targets, as zig names them; the first of this machine's is the one to run here.
+TARGETS := x86_64-linux-gnu.2.17 x86_64-linux-musl aarch64-linux-gnu.2.17 aarch64-linux-musl
+HERE := $(firstword $(filter $(MACHINE)-linux-gnu%,$(TARGETS)))
+PACKAGE := python/tcpobs
+OBJECTS := $(PACKAGE)/_objects
+
+.PHONY: help build wheel demo check test bench vmlinux clean
+.DELETE_ON_ERROR:
+
+help: ## this list
+	@sed -n 's/^\([a-z-]*\):.*## /\1	/p' $(MAKEFILE_LIST) | while IFS='	' read -r name does; do \
+		printf '  make %-9s %s\n' "$$name" "$$does"; done
+
+# ---- what the machine needs
+
+build/debian-%.stamp: packaging/debian-%.txt
+	@packaging/install-debian $<
+	@mkdir -p $(@D) && touch $@
+
+# pip before 25.1 knows no dependency groups, so it comes first.
+$(VENV)/build.stamp: pyproject.toml build/debian-build.stamp
+	@test -x $(PYTHON) || $(PYTHON3) -m venv $(VENV)
+	@$(PYTHON) -m pip install --quiet --upgrade 'pip>=25.1'
+	@$(PYTHON) -m pip install --quiet --group build
+	@touch $@
+
+$(VENV)/dev.stamp: $(VENV)/build.stamp build/debian-test.stamp
+	@$(PYTHON) -m pip install --quiet --group dev
+	@touch $@
+
+# ---- libbpf
+
+build/source.stamp: packaging/libbpf/sources packaging/libbpf/fetch build/debian-build.stamp
+	@echo "fetching the sources of libbpf"
+	@packaging/libbpf/fetch build/source
+	@mkdir -p build/include && ln -sfn ../source/libbpf/src build/include/bpf
+	@touch $@
+
+build/libbpf/%/libbpf.so.1: build/source.stamp $(VENV)/build.stamp packaging/libbpf/Makefile packaging/libbpf/config.h
+	@echo "building libbpf for $*"
+	@$(MAKE) --no-print-directory -j$(shell nproc) -f packaging/libbpf/Makefile TARGET=$* PYTHON=$(PYTHON)
+
+$(PACKAGE)/_lib/libbpf.so.1: build/libbpf/$(HERE)/libbpf.so.1
+	@mkdir -p $(@D) && cp $< $@
+
+# ---- the BPF objects: compiled once for each architecture, with BTF and without DWARF
+
+CLANG := $(PYTHON) -m ziglang clang
+BPF_CFLAGS := -target bpf -mcpu=v3 -O2 -g -Wall -Wextra -Werror -Wno-unused-parameter -Ibuild/include
+ARCH_x86_64 := x86
+ARCH_aarch64 := arm64
+PROGRAMS := $(patsubst bpf/%.bpf.c,%,$(wildcard bpf/*.bpf.c))
+
+define objects_of
+$(OBJECTS)/$(1)/%.bpf.o: bpf/%.bpf.c $$(wildcard bpf/*.h) vmlinux/$(1)/vmlinux.h Makefile build/source.stamp \
+		$(PACKAGE)/_lib/libbpf.so.1
+	@echo "compiling $$* for $(1)"
+	@mkdir -p build/objects/$(1) $$(@D)
+	@$$(CLANG) $$(BPF_CFLAGS) -D__TARGET_ARCH_$(ARCH_$(1)) -Ivmlinux/$(1) -c $$< -o build/objects/$(1)/$$*.bpf.o
+	@PYTHONPATH=python $$(PYTHON) -m tcpobs.libbpf.strip build/objects/$(1)/$$*.bpf.o $$@
+endef
+$(foreach machine,$(MACHINES),$(eval $(call objects_of,$(machine))))
+
+ALL_OBJECTS := $(foreach machine,$(MACHINES),$(PROGRAMS:%=$(OBJECTS)/$(machine)/%.bpf.o))
+
+$(OBJECTS)/source: bpf $(wildcard bpf/*)
+	@mkdir -p $@ && cp bpf/* $@ && touch $@
+
+# ---- tcpobs itself
+
+build: $(VENV)/bin/tcpobs ## .venv/bin/tcpobs, ready to run
+
+$(VENV)/bin/tcpobs: $(PACKAGE)/_lib/libbpf.so.1 $(ALL_OBJECTS) $(OBJECTS)/source pyproject.toml $(VENV)/build.stamp
+	@$(PYTHON) -m pip install --quiet --no-build-isolation --no-deps --editable .
+	@touch $@
+
+# The version is in the wheel's name, so a stamp stands for it.
+build/wheel-%.stamp: build/libbpf/%/libbpf.so.1 $(ALL_OBJECTS) $(shell find python -name '*.py') packaging/wheel.py \
+		packaging/libbpf/NOTICE pyproject.toml README.md
+	@TCPOBS_TARGET=$* $(PYTHON) -m pip wheel --quiet --no-build-isolation --no-deps --wheel-dir dist .
+	@touch $@
+
+wheel: $(TARGETS:%=build/wheel-%.stamp) ## the four wheels, into dist/
+	@ls -l dist/*.whl | awk '{ print $$5, $$9 }'
+
+demo: build/wheel-$(HERE).stamp ## build and install the wheel, then watch real sessions with it
+	@packaging/demo dist/tcpobs-*manylinux*_$(MACHINE).whl
+
+check: $(VENV)/dev.stamp $(VENV)/bin/tcpobs ## ruff, mypy, clang-format
+	@$(VENV)/bin/ruff check --quiet .
+	@$(VENV)/bin/ruff format --quiet --check .
+	@$(VENV)/bin/mypy
+	@$(VENV)/bin/clang-format --dry-run --Werror bpf/*.[ch] bench/*.c
+
+test: $(VENV)/dev.stamp $(VENV)/bin/tcpobs wheel check ## everything is checked and tested, on the live kernel
+	@$(VENV)/bin/pytest
+
+bench: $(VENV)/dev.stamp $(VENV)/bin/tcpobs build/wheel-$(HERE).stamp ## against Debian's libbpf-tools, into bench/results.md
+	@$(PYTHON) bench/bench.py
+
+# ---- kernel types
+
+vmlinux: build/source.stamp $(VENV)/build.stamp ## vmlinux/*/vmlinux.h anew, from Debian's kernel
+	@vmlinux/make $(PYTHON)
+
+clean: ## remove what was built
+	@rm -rf build dist $(PACKAGE)/_lib $(OBJECTS) $(VENV)

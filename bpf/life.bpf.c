@@ -1,0 +1,87 @@
+// SPDX-License-Identifier: GPL-2.0-only OR BSD-2-Clause
+/* life: every TCP session that ends: its owner, bytes each way, and how long it lasted. */
+#include "vmlinux.h"
+#include <bpf/bpf_helpers.h>
+#include <bpf/bpf_core_read.h>
+#include <bpf/bpf_endian.h>
+#include <bpf/bpf_tracing.h>
+#include "events.h"
+
+struct socket_state {
+	__u64 born_ns; /* the last change to a state before FIN_WAIT1; 0: not seen */
+	struct task owner; /* pid 0: nobody known */
+};
+
+#include "emit.bpf.h"
+#include "sock.bpf.h"
+#include "socket_state.bpf.h"
+#include "filter.bpf.h"
+#include "owner.bpf.h"
+
+char LICENSE[] SEC("license") = "Dual BSD/GPL";
+
+/* Puts the event's layout into the object's BTF. */
+struct session *emitted __attribute__((unused));
+
+static __always_inline void emit(struct tcp_sock *tcp, struct socket_state *state)
+{
+	struct endpoints endpoints;
+	struct session *event;
+	__u64 now = bpf_ktime_get_ns();
+
+	read_endpoints(&endpoints, tcp);
+	if (!wanted(&endpoints) || (only_pid && only_pid != state->owner.pid))
+		return;
+	event = reserve(struct session);
+	if (!event)
+		return;
+	event->time_ns = now;
+	event->span_ns = now - state->born_ns;
+	event->tx_bytes = BPF_CORE_READ(tcp, bytes_acked);
+	event->rx_bytes = BPF_CORE_READ(tcp, bytes_received);
+	event->endpoints = endpoints;
+	event->owner = state->owner;
+	event->unused = 0;
+	submit(event, sizeof(*event));
+}
+
+static __always_inline int on_change(struct sock *sk, int newstate)
+{
+	bool birth = newstate < TCP_FIN_WAIT1;
+	struct tcp_sock *tcp = tcp_socket(sk);
+	struct socket_state *state;
+
+	if (!tcp)
+		return 0;
+	state = birth ? find_or_make_state(sk) : find_state(sk);
+	if (!state)
+		return 0;
+	if (birth)
+		state->born_ns = bpf_ktime_get_ns();
+	if (shows_owner(tcp, newstate, state->owner.pid))
+		read_current(&state->owner);
+	if (newstate != TCP_CLOSE)
+		return 0;
+	if (state->born_ns)
+		emit(tcp, state);
+	forget_state(sk, state);
+	return 0;
+}
+
+SEC("tp_btf/inet_sock_set_state")
+int BPF_PROG(life_tp_btf, struct sock *sk, int oldstate, int newstate)
+{
+	return on_change(sk, newstate);
+}
+
+SEC("tracepoint/sock/inet_sock_set_state")
+int life_tracepoint(struct trace_event_raw_inet_sock_set_state *ctx)
+{
+	return on_change((struct sock *)ctx->skaddr, ctx->newstate);
+}
+
+SEC("kprobe/tcp_set_state")
+int BPF_KPROBE(life_kprobe, struct sock *sk, int newstate)
+{
+	return on_change(sk, newstate);
+}

@@ -1,0 +1,40 @@
+/* SPDX-License-Identifier: GPL-2.0-only OR BSD-2-Clause */
+/* Reading a TCP socket: its addresses, ports and counters. */
+#ifndef TCPOBS_SOCK_BPF_H
+#define TCPOBS_SOCK_BPF_H
+
+#define AF_INET 2
+#define AF_INET6 10
+
+/* The TCP socket behind sk, or NULL: the hooks also see SCTP, DCCP and MPTCP. */
+static __always_inline struct tcp_sock *tcp_socket(struct sock *sk)
+{
+	return BPF_CORE_READ(sk, sk_protocol) == IPPROTO_TCP ? (struct tcp_sock *)sk : NULL;
+}
+
+#define INET(field) inet_conn.icsk_inet.field
+#define SKC(field) inet_conn.icsk_inet.sk.__sk_common.field
+
+/*
+ * inet_sport rather than skc_num: skc_num is 0 again when the state becomes CLOSE.
+ * inet_saddr rather than skc_rcv_saddr: it is what the kernel's own tracepoint reports.
+ */
+static __always_inline void read_endpoints(struct endpoints *endpoints, struct tcp_sock *tcp)
+{
+	__u32 family = BPF_CORE_READ(tcp, SKC(skc_family));
+
+	endpoints->family = family;
+	endpoints->lport = bpf_ntohs(BPF_CORE_READ(tcp, INET(inet_sport)));
+	endpoints->rport = bpf_ntohs(BPF_CORE_READ(tcp, SKC(skc_dport)));
+	if (family == AF_INET6 && bpf_core_field_exists(tcp->SKC(skc_v6_daddr))) {
+		BPF_CORE_READ_INTO(&endpoints->laddr, tcp, SKC(skc_v6_rcv_saddr));
+		BPF_CORE_READ_INTO(&endpoints->raddr, tcp, SKC(skc_v6_daddr));
+	} else {
+		__builtin_memset(endpoints->laddr, 0, sizeof(endpoints->laddr));
+		__builtin_memset(endpoints->raddr, 0, sizeof(endpoints->raddr));
+		*(__u32 *)endpoints->laddr = BPF_CORE_READ(tcp, INET(inet_saddr));
+		*(__u32 *)endpoints->raddr = BPF_CORE_READ(tcp, SKC(skc_daddr));
+	}
+}
+
+#endif

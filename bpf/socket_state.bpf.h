@@ -1,0 +1,69 @@
+/* SPDX-License-Identifier: GPL-2.0-only OR BSD-2-Clause */
+/*
+ * What a program remembers of each socket, as a struct socket_state that it defines before this include.
+ * Kept in the socket itself (sk_storage), which frees it with the socket and has no limit of its own; or
+ * in a hash map by the socket's address, where the kernel does not give sk_storage to tracing programs
+ * (before 5.11) or to this kind of program (tracepoint, kprobe).
+ */
+#ifndef TCPOBS_SOCKET_STATE_BPF_H
+#define TCPOBS_SOCKET_STATE_BPF_H
+
+const volatile bool use_sk_storage = true;
+
+struct {
+	__uint(type, BPF_MAP_TYPE_SK_STORAGE);
+	__uint(map_flags, BPF_F_NO_PREALLOC);
+	__type(key, int);
+	__type(value, struct socket_state);
+} socket_storage SEC(".maps");
+
+struct {
+	__uint(type, BPF_MAP_TYPE_HASH);
+	__uint(map_flags, BPF_F_NO_PREALLOC);
+	__uint(max_entries, 1 << 20); /* --max-sockets */
+	__type(key, __u64);
+	__type(value, struct socket_state);
+} socket_hash SEC(".maps");
+
+/* What is known of the socket, or NULL. */
+static __always_inline struct socket_state *find_state(struct sock *sk)
+{
+	__u64 key = (__u64)sk;
+
+	if (use_sk_storage)
+		return bpf_sk_storage_get(&socket_storage, sk, NULL, 0);
+	return bpf_map_lookup_elem(&socket_hash, &key);
+}
+
+/* The same, made (all zero) if need be. NULL when there is no room, which is counted. */
+static __always_inline struct socket_state *find_or_make_state(struct sock *sk)
+{
+	struct socket_state *state, empty = {};
+	__u64 key = (__u64)sk;
+
+	if (use_sk_storage) {
+		state = bpf_sk_storage_get(&socket_storage, sk, NULL, BPF_SK_STORAGE_GET_F_CREATE);
+	} else {
+		state = bpf_map_lookup_elem(&socket_hash, &key);
+		if (!state) {
+			bpf_map_update_elem(&socket_hash, &key, &empty, BPF_NOEXIST);
+			state = bpf_map_lookup_elem(&socket_hash, &key);
+		}
+	}
+	if (!state)
+		COUNT(lost.sockets_full);
+	return state;
+}
+
+/* At CLOSE: what was known is over, though the socket may live on and connect again. */
+static __always_inline void forget_state(struct sock *sk, struct socket_state *state)
+{
+	__u64 key = (__u64)sk;
+
+	if (use_sk_storage)
+		__builtin_memset(state, 0, sizeof(*state));
+	else
+		bpf_map_delete_elem(&socket_hash, &key);
+}
+
+#endif

@@ -1,0 +1,79 @@
+// SPDX-License-Identifier: GPL-2.0-only OR BSD-2-Clause
+/* states: every change of a TCP socket's state, with the time spent in the old one. */
+#include "vmlinux.h"
+#include <bpf/bpf_helpers.h>
+#include <bpf/bpf_core_read.h>
+#include <bpf/bpf_endian.h>
+#include <bpf/bpf_tracing.h>
+#include "events.h"
+
+struct socket_state {
+	__u64 changed_ns; /* 0: no change seen yet */
+};
+
+#include "emit.bpf.h"
+#include "sock.bpf.h"
+#include "socket_state.bpf.h"
+#include "filter.bpf.h"
+#include "owner.bpf.h"
+
+char LICENSE[] SEC("license") = "Dual BSD/GPL";
+
+/* Puts the event's layout into the object's BTF. */
+struct state_change *emitted __attribute__((unused));
+
+static __always_inline int on_change(struct sock *sk, int oldstate, int newstate)
+{
+	struct tcp_sock *tcp = tcp_socket(sk);
+	struct endpoints endpoints;
+	struct socket_state *state;
+	struct state_change *event;
+	__u64 now, span = 0;
+
+	if (!tcp)
+		return 0;
+	now = bpf_ktime_get_ns();
+	state = find_or_make_state(sk);
+	if (state) {
+		if (state->changed_ns)
+			span = now - state->changed_ns;
+		if (newstate == TCP_CLOSE)
+			forget_state(sk, state);
+		else
+			state->changed_ns = now;
+	}
+
+	read_endpoints(&endpoints, tcp);
+	if (!wanted(&endpoints))
+		return 0;
+	event = reserve(struct state_change);
+	if (!event)
+		return 0;
+	event->skaddr = (__u64)sk;
+	event->time_ns = now;
+	event->span_ns = span;
+	event->endpoints = endpoints;
+	event->transition.oldstate = oldstate;
+	event->transition.newstate = newstate;
+	read_current(&event->current);
+	submit(event, sizeof(*event));
+	return 0;
+}
+
+SEC("tp_btf/inet_sock_set_state")
+int BPF_PROG(states_tp_btf, struct sock *sk, int oldstate, int newstate)
+{
+	return on_change(sk, oldstate, newstate);
+}
+
+SEC("tracepoint/sock/inet_sock_set_state")
+int states_tracepoint(struct trace_event_raw_inet_sock_set_state *ctx)
+{
+	return on_change((struct sock *)ctx->skaddr, ctx->oldstate, ctx->newstate);
+}
+
+SEC("kprobe/tcp_set_state")
+int BPF_KPROBE(states_kprobe, struct sock *sk, int newstate)
+{
+	return on_change(sk, BPF_CORE_READ(sk, __sk_common.skc_state), newstate);
+}

@@ -1,0 +1,7 @@
+"""python -m tcpobs."""
+
+import sys
+
+from tcpobs.cli import main
+
+sys.exit(main())

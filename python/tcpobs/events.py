@@ -1,0 +1,189 @@
+"""A running trace: events as they come, and what was lost."""
+
+from __future__ import annotations
+
+import select
+import time
+
+from tcpobs import host
+from tcpobs.libbpf.resource import Resource
+from tcpobs.libbpf.ringbuf import HEADER_SIZE, RingBuffer
+from tcpobs.records import decoder
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from typing import Generic, TypedDict, TypeVar
+
+    from tcpobs.libbpf.btf import Value
+    from tcpobs.libbpf.object import Object
+    from tcpobs.records import Record
+
+    R = TypeVar("R", bound=Record)
+
+    class _EventsOf(Resource, Generic[R]):
+        pass
+
+    class Options(TypedDict, total=False):
+        """How to trace: the options that Events has."""
+
+        duration: float | None
+        buffer_size: int
+        max_sockets: int
+        hook: str | None
+        storage: str | None
+
+else:
+    _EventsOf = Resource  # `import typing` would cost a tenth of the time to the first line
+
+BUFFER_SIZE = 4 << 20
+"""Bytes of the ring buffer unless told otherwise: about 40,000 events."""
+
+MAX_SOCKETS = 1 << 20
+"""Sockets that the hash map holds, where it is used, unless told otherwise."""
+
+POLL_SECONDS = 0.05
+"""The reader looks at the buffer this often; the programs wake it only when much is waiting."""
+
+BATCH = 4096
+"""Events decoded at once, at most."""
+
+
+class Losses:
+    """What was lost since the start, by cause. True if anything was.
+
+    ring_full: events for which the ring buffer had no room.
+    sockets_full: changes of sockets for whose state there was no room: their spans, owners or whole
+    sessions are missing.
+    recursion_misses: changes that came while a program of this kind was running on the same CPU, so
+    that the kernel did not run it (bpf_prog_info.recursion_misses, Linux 5.12 and later).
+    """
+
+    __slots__ = ("recursion_misses", "ring_full", "sockets_full")
+
+    def __init__(self, ring_full: int = 0, sockets_full: int = 0, recursion_misses: int = 0) -> None:
+        self.ring_full = ring_full
+        self.sockets_full = sockets_full
+        self.recursion_misses = recursion_misses
+
+    def __bool__(self) -> bool:
+        return bool(self.ring_full or self.sockets_full or self.recursion_misses)
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Losses) and all(
+            getattr(self, name) == getattr(other, name) for name in self.__slots__
+        )
+
+    def __str__(self) -> str:
+        causes = (
+            (self.ring_full, "the ring buffer was full (raise --buffer-size)"),
+            (self.sockets_full, "no room to remember a socket (raise --max-sockets)"),
+            (self.recursion_misses, "the kernel skipped the program"),
+        )
+        return ", ".join(f"{count}: {cause}" for count, cause in causes if count) or "none"
+
+    def __repr__(self) -> str:
+        counts = ", ".join(f"{name}={getattr(self, name)}" for name in self.__slots__)
+        return f"Losses({counts})"
+
+
+class Events(_EventsOf["R"] if TYPE_CHECKING else _EventsOf):
+    """Events of one tool, traced from the moment this is made until it is closed.
+
+    Iterate over it for one event after another, or over `batches()`. It is a context manager; leaving it
+    detaches everything.
+    """
+
+    def __init__(
+        self,
+        tool: str,
+        record: type[R],
+        constants: dict[str, Value],
+        *,
+        duration: float | None = None,
+        buffer_size: int = BUFFER_SIZE,
+        max_sockets: int = MAX_SOCKETS,
+        hook: str | None = None,
+        storage: str | None = None,
+    ) -> None:
+        """Loads and attaches `tool`'s program, with `constants` set.
+
+        `duration` is in seconds, `buffer_size` in bytes (rounded up to a power of two), `max_sockets`
+        counts sockets. `hook` and `storage` force a way (see host.WAYS). Raises TcpobsError.
+        """
+        buffer_size = 1 << max(16, (buffer_size - 1).bit_length())
+
+        def set_up(object: Object) -> None:
+            for name, value in constants.items():
+                object.variables[name] = value
+            object.variables["wakeup_bytes"] = buffer_size // 4
+            object.maps["events"].max_entries = buffer_size
+            object.maps["socket_hash"].max_entries = max_sockets
+
+        self._object, self._program = host.attach(tool, host.ways(hook, storage), set_up)
+        try:
+            size, self._decode = decoder(record, self._object.btf, HEADER_SIZE)
+            self._ring = RingBuffer(self._object.maps["events"], size)
+            self._poll = select.epoll()
+            # Edge-triggered: wait for the program's wake-up, not for the first byte to read.
+            self._poll.register(self._ring.fd, select.EPOLLIN | select.EPOLLET)
+        except BaseException:
+            self._object.close()
+            raise
+        self._losses = Losses()
+        self._stopped = False
+        self._end = time.monotonic() + duration if duration else float("inf")
+
+    def __iter__(self) -> Iterator[R]:
+        """Events until `stop`, or until the duration is over."""
+        for batch in self.batches():
+            yield from batch
+
+    def batches(self) -> Iterator[list[R]]:
+        """Lists of events as they come, at least every POLL_SECONDS: an empty one when nothing came.
+
+        At the end everything is detached, and then what is left in the buffer comes too.
+        """
+        while not self._stopped and time.monotonic() < self._end:
+            batch = list(self._decode(self._ring.read(BATCH)))
+            yield batch
+            if len(batch) < BATCH:  # else there is more
+                self._wait()
+        self._object.detach()
+        while records := self._ring.read(BATCH):
+            yield list(self._decode(records))
+
+    def _wait(self) -> None:
+        left = self._end - time.monotonic()
+        for fd, happened in self._poll.poll(max(0.0, min(POLL_SECONDS, left))):
+            if fd != self._ring.fd and happened & (select.EPOLLERR | select.EPOLLHUP):
+                self.stop()
+
+    def stop(self) -> None:
+        """Ends the iteration after what has been gathered; may be called from a signal handler."""
+        self._stopped = True
+
+    def stop_when_broken(self, fd: int) -> None:
+        """Ends the iteration, too, when the reader of this pipe or terminal has gone."""
+        try:
+            self._poll.register(fd, 0)
+        except PermissionError:
+            pass  # a file: it has no reader that could go
+
+    @property
+    def losses(self) -> Losses:
+        """What was lost so far; after closing, in all."""
+        if self._object.loaded:
+            lost = self._object.variables["lost"]
+            assert isinstance(lost, dict)
+            misses = self._object.programs[self._program].info.recursion_misses
+            self._losses = Losses(recursion_misses=misses, **lost)
+        return self._losses
+
+    def close(self) -> None:
+        """Detaches and frees everything."""
+        if self._object.loaded:
+            _ = self.losses  # keeps the last count
+            self._poll.close()
+            self._ring.close()
+        self._object.close()

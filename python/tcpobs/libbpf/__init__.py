@@ -1,0 +1,32 @@
+"""A typed binding of libbpf by ctypes: objects, programs, links, maps, ring buffers, BTF.
+
+It knows nothing of TCP and could stand alone. Everything that holds something of the kernel's is a
+context manager; every failure is a LibbpfError.
+"""
+
+from tcpobs.libbpf.btf import Btf, Kind, Type
+from tcpobs.libbpf.errors import LibbpfError, LibraryMissing
+from tcpobs.libbpf.library import library, show_messages
+from tcpobs.libbpf.map import Map, MapType
+from tcpobs.libbpf.object import Object, strip_dwarf
+from tcpobs.libbpf.program import Link, Program, ProgramInfo, RunStatistics
+from tcpobs.libbpf.ringbuf import RingBuffer
+
+__all__ = [
+    "Btf",
+    "Kind",
+    "LibbpfError",
+    "LibraryMissing",
+    "Link",
+    "Map",
+    "MapType",
+    "Object",
+    "Program",
+    "ProgramInfo",
+    "RingBuffer",
+    "RunStatistics",
+    "Type",
+    "library",
+    "show_messages",
+    "strip_dwarf",
+]

@@ -1,0 +1,162 @@
+"""Objects: what clang compiled, opened, set up, and loaded into the kernel."""
+
+from __future__ import annotations
+
+import ctypes
+from ctypes import c_char_p, c_size_t
+
+from tcpobs.libbpf.btf import Btf, Kind
+from tcpobs.libbpf.errors import LibbpfError
+from tcpobs.libbpf.library import library
+from tcpobs.libbpf.map import Map
+from tcpobs.libbpf.program import Link, Program
+from tcpobs.libbpf.resource import Resource
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from tcpobs.libbpf.btf import Type, Value
+
+
+class OpenOptions(ctypes.Structure):
+    """The start of struct bpf_object_open_opts (libbpf.h): `sz` says how much of it this is."""
+
+    _fields_ = [
+        ("sz", c_size_t),
+        ("object_name", c_char_p),
+        ("relaxed_maps", ctypes.c_bool),
+        ("pin_root_path", c_char_p),
+        ("unused", ctypes.c_uint32),
+        ("kconfig", c_char_p),
+        ("btf_custom_path", c_char_p),
+    ]
+
+
+class Variables:
+    """The global variables of an object by name: `.rodata`, `.data`, `.bss` and their like.
+
+    Their place and type come from the object's BTF. Constants can be set until the object is loaded; the
+    others are shared with the running programs and can be read and set at any time.
+    """
+
+    def __init__(self, object: Object) -> None:
+        self._object = object
+        self._places: dict[str, tuple[str, int, Type]] = {}
+        for section in object.btf:
+            if section.kind is Kind.DATASEC:
+                start = self._start(section.name)
+                for variable in section.variables if start else ():
+                    place = section.name, start + variable.offset, variable.type
+                    self._places[variable.name] = place
+
+    def _start(self, section: str) -> int:
+        """Where a section's variables are in this process's memory; 0 if they are not."""
+        for map in self._object.maps.values():
+            # libbpf calls a section's map OBJECT.SECTION, the object's part cut to fit.
+            if map.name.endswith(section):
+                return map.memory
+        return 0
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._places)
+
+    def __getitem__(self, name: str) -> Value:
+        _, address, type = self._place(name)
+        return type.unpack(ctypes.string_at(address, type.size))
+
+    def __setitem__(self, name: str, value: Value) -> None:
+        section, address, type = self._place(name)
+        if self._object.loaded and section.startswith(".rodata"):
+            raise LibbpfError(f"{name} is constant once the object is loaded")
+        ctypes.memmove(address, type.pack(value), type.size)
+
+    def _place(self, name: str) -> tuple[str, int, Type]:
+        if name not in self._places:
+            raise LibbpfError(f"the object has no variable {name}")
+        return self._places[name]
+
+
+class Object(Resource):
+    """A BPF object. Open it, set it up, load it, attach its programs; closing undoes all of it.
+
+    with Object(data, "life") as object:
+        object.variables["only_pid"] = 1
+        object.load()
+        object.attach("life_tp_btf")
+    """
+
+    def __init__(self, data: bytes, name: str, btf: str | None = None) -> None:
+        """Opens an object from an ELF file's bytes.
+
+        `name` begins the names of its maps in the kernel. `btf` is a file with the kernel's types, for a
+        kernel that does not carry them itself.
+        """
+        options = OpenOptions(
+            sz=ctypes.sizeof(OpenOptions),
+            object_name=name.encode(),
+            btf_custom_path=btf.encode() if btf else None,
+        )
+        self.loaded = False
+        self._links: list[Link] = []
+        self._handle: int = library().bpf_object__open_mem(data, len(data), ctypes.byref(options))
+        try:
+            btf_handle = library().bpf_object__btf(self._handle)
+            if not btf_handle:
+                raise LibbpfError(f"the object {name} carries no BTF")
+            self.btf = Btf(btf_handle, owned=False)
+            self.programs = {p.name: p for p in map(Program, self._each("bpf_object__next_program"))}
+            self.maps = {m.name: m for m in map(Map, self._each("bpf_object__next_map"))}
+            self.variables = Variables(self)
+        except BaseException:
+            self.close()
+            raise
+
+    @classmethod
+    def of_file(cls, path: str, name: str, btf: str | None = None) -> Object:
+        """Opens an object file."""
+        with open(path, "rb") as file:
+            return cls(file.read(), name, btf)
+
+    def _each(self, following: str) -> Iterator[int]:
+        """The handles that one of libbpf's bpf_object__next_... functions walks through."""
+        handle = None
+        while handle := getattr(library(), following)(self._handle, handle):
+            yield handle
+
+    def load(self) -> None:
+        """Creates the maps and loads the programs whose autoload is on.
+
+        Raises LibbpfError; its log has what the verifier said.
+        """
+        library().bpf_object__load(self._handle)
+        self.loaded = True
+
+    def attach(self, program: str) -> Link:
+        """Attaches a program by name. The link closes with the object, if not before."""
+        link = self.programs[program].attach()
+        self._links.append(link)
+        return link
+
+    def detach(self) -> None:
+        """Detaches the programs; they stay loaded, and the maps readable."""
+        while self._links:
+            self._links.pop().close()
+
+    def close(self) -> None:
+        """Detaches the programs, unloads them, frees the maps."""
+        self.detach()
+        self.loaded = False
+        handle, self._handle = self._handle, 0
+        if handle:
+            library().bpf_object__close(handle)
+
+
+def strip_dwarf(source: str, target: str) -> None:
+    """Writes an object again without its DWARF; BTF, relocations and symbols stay (libbpf's linker)."""
+    linker = library().bpf_linker__new(target.encode(), None)
+    try:
+        library().bpf_linker__add_file(linker, source.encode(), None)
+        library().bpf_linker__finalize(linker)
+    finally:
+        library().bpf_linker__free(linker)

@@ -1,0 +1,133 @@
+"""Programs and the links that attach them."""
+
+from __future__ import annotations
+
+import ctypes
+import os
+from ctypes import c_char, c_int32, c_uint8, c_uint32, c_uint64
+
+from tcpobs.libbpf.library import library
+from tcpobs.libbpf.resource import Resource
+
+
+class ProgramInfo(ctypes.Structure):
+    """struct bpf_prog_info of include/uapi/linux/bpf.h; what an older kernel does not know stays 0.
+
+    `run_cnt` and `run_time_ns` count only while run statistics are on (see `RunStatistics`).
+    `recursion_misses` (Linux 5.12) counts the times the program was not entered because it, or another
+    program of its kind, was already running on that CPU.
+    """
+
+    type: int
+    id: int
+    run_time_ns: int
+    run_cnt: int
+    recursion_misses: int
+    verified_insns: int
+
+    _fields_ = [
+        ("type", c_uint32),
+        ("id", c_uint32),
+        ("tag", c_uint8 * 8),
+        ("jited_prog_len", c_uint32),
+        ("xlated_prog_len", c_uint32),
+        ("jited_prog_insns", c_uint64),
+        ("xlated_prog_insns", c_uint64),
+        ("load_time", c_uint64),
+        ("created_by_uid", c_uint32),
+        ("nr_map_ids", c_uint32),
+        ("map_ids", c_uint64),
+        ("name", c_char * 16),
+        ("ifindex", c_uint32),
+        ("gpl_compatible", c_uint32),
+        ("netns_dev", c_uint64),
+        ("netns_ino", c_uint64),
+        ("nr_jited_ksyms", c_uint32),
+        ("nr_jited_func_lens", c_uint32),
+        ("jited_ksyms", c_uint64),
+        ("jited_func_lens", c_uint64),
+        ("btf_id", c_uint32),
+        ("func_info_rec_size", c_uint32),
+        ("func_info", c_uint64),
+        ("nr_func_info", c_uint32),
+        ("nr_line_info", c_uint32),
+        ("line_info", c_uint64),
+        ("jited_line_info", c_uint64),
+        ("nr_jited_line_info", c_uint32),
+        ("line_info_rec_size", c_uint32),
+        ("jited_line_info_rec_size", c_uint32),
+        ("nr_prog_tags", c_uint32),
+        ("prog_tags", c_uint64),
+        ("run_time_ns", c_uint64),
+        ("run_cnt", c_uint64),
+        ("recursion_misses", c_uint64),
+        ("verified_insns", c_uint32),
+        ("attach_btf_obj_id", c_uint32),
+        ("attach_btf_id", c_uint32),
+    ]
+
+
+class Program:
+    """A program of an object."""
+
+    def __init__(self, handle: int) -> None:
+        self._handle = handle
+        self.name: str = library().bpf_program__name(handle).decode()
+        self.section: str = library().bpf_program__section_name(handle).decode()
+
+    @property
+    def type(self) -> int:
+        """BPF_PROG_TYPE_* of include/uapi/linux/bpf.h."""
+        return int(library().bpf_program__type(self._handle))
+
+    @property
+    def autoload(self) -> bool:
+        """Whether loading the object loads this program. Can be set before loading."""
+        return bool(library().bpf_program__autoload(self._handle))
+
+    @autoload.setter
+    def autoload(self, load: bool) -> None:
+        library().bpf_program__set_autoload(self._handle, load)
+
+    @property
+    def fd(self) -> int:
+        """The file descriptor, after loading."""
+        return int(library().bpf_program__fd(self._handle))
+
+    @property
+    def info(self) -> ProgramInfo:
+        """What the kernel says of the loaded program."""
+        info = ProgramInfo()
+        size = c_uint32(ctypes.sizeof(info))
+        library().bpf_obj_get_info_by_fd(self.fd, ctypes.byref(info), ctypes.byref(size))
+        return info
+
+    def attach(self) -> Link:
+        """Attaches it to what its section names: tp_btf, tracepoint, kprobe, and all of libbpf's others."""
+        return Link(library().bpf_program__attach(self._handle))
+
+
+class Link(Resource):
+    """An attachment. It ends with `close`, with the `with` block, or with the process."""
+
+    def __init__(self, handle: int) -> None:
+        self._handle = handle
+
+    def close(self) -> None:
+        """Detaches the program."""
+        handle, self._handle = self._handle, 0
+        if handle:
+            library().bpf_link__destroy(handle)
+
+
+class RunStatistics(Resource):
+    """While open, the kernel counts and times every program's runs (BPF_ENABLE_STATS, Linux 5.8)."""
+
+    def __init__(self) -> None:
+        self._fd: int = library().bpf_enable_stats(0)
+
+    def close(self) -> None:
+        """Stops it, unless somebody else wants it too."""
+        fd, self._fd = self._fd, -1
+        if fd >= 0:
+            os.close(fd)

@@ -1,0 +1,315 @@
+"""Events as Python objects.
+
+A record is a tuple in the order of its C struct, and its class names the fields that mean something to
+users. Which field is where is read from the object's BTF and never written here: `decoder` gives a class
+its properties. A struct inside a struct stays bytes until somebody asks, for the same few hundred values
+come again and again, and are decoded once.
+"""
+
+from __future__ import annotations
+
+import struct
+from functools import lru_cache, partial
+from operator import itemgetter
+from socket import AF_INET, AF_INET6, inet_ntop
+
+from tcpobs.libbpf.btf import Kind
+from tcpobs.libbpf.errors import LibbpfError
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+    from ipaddress import IPv4Address, IPv6Address
+    from typing import ClassVar, TypeVar, Union
+
+    from tcpobs.libbpf.btf import Btf, Type
+
+    Address = Union[IPv4Address, IPv6Address]
+    R = TypeVar("R", bound="Record")
+
+REMEMBERED = 2048
+"""How many decoded values of each inner struct, and their texts, are kept for reuse."""
+
+STATES = {
+    1: "ESTABLISHED",
+    2: "SYN_SENT",
+    3: "SYN_RECV",
+    4: "FIN_WAIT1",
+    5: "FIN_WAIT2",
+    6: "TIME_WAIT",
+    7: "CLOSE",
+    8: "CLOSE_WAIT",
+    9: "LAST_ACK",
+    10: "LISTEN",
+    11: "CLOSING",
+    12: "NEW_SYN_RECV",
+}
+"""include/net/tcp_states.h."""
+
+
+def state_name(state: int) -> str:
+    """The name of a TCP state; a number that is none, as itself."""
+    return STATES.get(state, str(state))
+
+
+class Record(tuple[object, ...]):
+    """What one C struct holds."""
+
+    __slots__ = ()
+
+    struct_name: ClassVar[str]
+    """The C struct of this record."""
+    inner: ClassVar[dict[str, type[Record]]] = {}
+    """The records of the structs inside it, by field."""
+    fields: ClassVar[dict[str, int]] = {}
+    """The C struct's fields, and their places in the tuple."""
+    decode: ClassVar[Callable[[bytes], Record]]
+    """Decodes one, for a struct inside another."""
+
+
+class Endpoints(Record):
+    """Both ends of a socket, seen from its own."""
+
+    __slots__ = ()
+    struct_name = "endpoints"
+
+    family: int
+    lport: int
+    rport: int
+
+    @property
+    def ip(self) -> int:
+        """4 or 6."""
+        return 6 if self.family == AF_INET6 else 4
+
+    @property
+    def laddr(self) -> str:
+        """The local address as text."""
+        return _address(self.family, self[self.fields["laddr"]])
+
+    @property
+    def raddr(self) -> str:
+        """The remote address as text."""
+        return _address(self.family, self[self.fields["raddr"]])
+
+
+@lru_cache(REMEMBERED)
+def _address(family: int, field: object) -> str:
+    assert isinstance(field, bytes)
+    return inet_ntop(AF_INET6, field) if family == AF_INET6 else inet_ntop(AF_INET, field[:4])
+
+
+class Task(Record):
+    """A process: the kernel's `struct task` of events.h."""
+
+    __slots__ = ()
+    struct_name = "task"
+
+    pid: int
+
+    @property
+    def comm(self) -> str:
+        """The task's name, safe to print: what is not printable, or not UTF-8, is escaped as \\xNN."""
+        field = self[self.fields["comm"]]
+        assert isinstance(field, bytes)
+        text = field.split(b"\0", 1)[0].decode("utf-8", "backslashreplace")
+        if text.isprintable():
+            return text
+        return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
+
+
+class Owner(Task):
+    """The process that a session belongs to; PID 0 and `-` when nobody is known."""
+
+    __slots__ = ()
+
+    @property
+    def comm(self) -> str:
+        """The process's name, safe to print."""
+        return super().comm if self.pid else "-"
+
+
+class Transition(Record):
+    """A change from one TCP state to another."""
+
+    __slots__ = ()
+    struct_name = "transition"
+
+    oldstate: int
+    newstate: int
+
+    @property
+    def old(self) -> str:
+        """The name of the state before."""
+        return state_name(self.oldstate)
+
+    @property
+    def new(self) -> str:
+        """The name of the state after."""
+        return state_name(self.newstate)
+
+
+class WithEndpoints(Record):
+    """What all events have: a time, a span, and a socket's two ends."""
+
+    __slots__ = ()
+
+    time_ns: int
+    """CLOCK_MONOTONIC, in ns."""
+    span_ns: int
+    endpoints: Endpoints
+
+    @property
+    def ms(self) -> float:
+        """The span in milliseconds."""
+        return self.span_ns / 1e6
+
+    @property
+    def ip(self) -> int:
+        """4 or 6."""
+        return self.endpoints.ip
+
+    @property
+    def laddr(self) -> Address:
+        """The local address."""
+        from ipaddress import ip_address
+
+        return ip_address(self.endpoints.laddr)
+
+    @property
+    def raddr(self) -> Address:
+        """The remote address."""
+        from ipaddress import ip_address
+
+        return ip_address(self.endpoints.raddr)
+
+    @property
+    def lport(self) -> int:
+        """The local port; 0 while it is not chosen yet."""
+        return self.endpoints.lport
+
+    @property
+    def rport(self) -> int:
+        """The remote port; 0 where there is no peer (yet)."""
+        return self.endpoints.rport
+
+
+class StateChange(WithEndpoints):
+    """One change of a TCP socket's state. `span_ns` is the time spent in the old state, 0 if unknown."""
+
+    __slots__ = ()
+    struct_name = "state_change"
+    inner: ClassVar[dict[str, type[Record]]] = {
+        "endpoints": Endpoints,
+        "current": Task,
+        "transition": Transition,
+    }
+
+    skaddr: int
+    """The socket's address in the kernel."""
+    current: Task
+    transition: Transition
+
+    @property
+    def c_pid(self) -> int:
+        """The process on the CPU at that moment: not always the socket's owner."""
+        return self.current.pid
+
+    @property
+    def c_comm(self) -> str:
+        """The name of the task on the CPU."""
+        return self.current.comm
+
+    @property
+    def oldstate(self) -> str:
+        """The state before."""
+        return self.transition.old
+
+    @property
+    def newstate(self) -> str:
+        """The state after."""
+        return self.transition.new
+
+
+class Session(WithEndpoints):
+    """One TCP session that ended.
+
+    `span_ns` is the time from its last change into a state before FIN_WAIT1 (for a completed handshake:
+    ESTABLISHED) to CLOSE; `time_ns` is the time of CLOSE.
+    """
+
+    __slots__ = ()
+    struct_name = "session"
+    inner: ClassVar[dict[str, type[Record]]] = {"endpoints": Endpoints, "owner": Owner}
+
+    tx_bytes: int
+    """bytes_acked of struct tcp_sock: sent, and acknowledged by the peer."""
+    rx_bytes: int
+    """bytes_received of struct tcp_sock."""
+    owner: Owner
+
+    @property
+    def pid(self) -> int:
+        """The owner's PID; 0 when no process was seen to act on the socket."""
+        return self.owner.pid
+
+    @property
+    def comm(self) -> str:
+        """The owner's name; `-` when nobody is known."""
+        return self.owner.comm
+
+    @property
+    def tx_kb(self) -> int:
+        """KiB sent, cut to a whole number."""
+        return self.tx_bytes // 1024
+
+    @property
+    def rx_kb(self) -> int:
+        """KiB received, cut to a whole number."""
+        return self.rx_bytes // 1024
+
+
+def decoder(record: type[R], btf: Btf, header: int = 0) -> tuple[int, Callable[[bytes], Iterator[R]]]:
+    """Fits a record class to an object's BTF.
+
+    Returns the C struct's size in bytes, and a function that decodes a run of such structs, each led by
+    `header` bytes and filled up to a multiple of eight.
+    """
+    type = btf.find(record.struct_name, Kind.STRUCT)
+    if type is None:
+        raise LibbpfError(f"the object has no struct {record.struct_name}")
+    layout, size = f"={header}x{_fit(record, type)}", type.size
+    unpack = struct.Struct(layout + f"{-(header + size) % 8}x").iter_unpack
+    make = partial(record.__new__, record)
+    return size, lambda data: map(make, unpack(data))
+
+
+def _fit(record: type[Record], type: Type) -> str:
+    """Gives a record class its fields, and returns the struct module's format of the C struct."""
+    layout, place = "", 0
+    record.fields = {}
+    for index, member in enumerate(type.members):
+        resolved = member.type.resolve()
+        layout += f"{member.offset // 8 - place}x" if member.offset // 8 > place else ""
+        place = member.offset // 8 + resolved.size
+        record.fields[member.name] = index
+        if resolved.kind in (Kind.STRUCT, Kind.ARRAY):
+            layout += f"{resolved.size}s"
+        else:
+            layout += resolved.integer_format()
+        if member.name in record.inner:
+            _fit_inner(record.inner[member.name], resolved)
+            setattr(record, member.name, _inner_property(record.inner[member.name], index))
+        elif resolved.kind is not Kind.ARRAY:
+            setattr(record, member.name, property(itemgetter(index)))
+    return layout + (f"{type.size - place}x" if type.size > place else "")
+
+
+def _fit_inner(record: type[Record], type: Type) -> None:
+    unpack = struct.Struct("=" + _fit(record, type)).unpack
+    record.decode = staticmethod(lambda data: record(unpack(data)))
+
+
+def _inner_property(record: type[Record], index: int) -> property:
+    decode = lru_cache(REMEMBERED)(record.decode)
+    return property(lambda outer: decode(outer[index]))

@@ -1,0 +1,229 @@
+"""What the tools that list events share: their flags, and printing rows until told to stop."""
+
+from __future__ import annotations
+
+import argparse
+import gc
+import os
+import signal
+import sys
+import time
+
+from tcpobs import events, host
+from tcpobs.clock import Clock
+from tcpobs.columns import CSV, JSON, TEXT, WIDE, Table
+from tcpobs.errors import TcpobsError
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+    from typing import Any, TypedDict, TypeVar
+
+    from tcpobs.columns import Column
+    from tcpobs.events import Events, Options
+    from tcpobs.records import Record
+
+    R = TypeVar("R", bound=Record)
+
+    class Filters(TypedDict):
+        """The filters that all listings have."""
+
+        local_ports: list[int] | None
+        remote_ports: list[int] | None
+        ip: int | None
+
+
+LOSSES_SECONDS = 1.0
+"""How often losses are looked for while running."""
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """The flags that all listings have."""
+    add = parser.add_argument
+    add("-T", "--time", action="store_true", help="first column TIME (HH:MM:SS)")
+    add("-t", "--timestamp", action="store_true", help="column TIME(s): seconds since the first event")
+    modes = parser.add_mutually_exclusive_group()
+    modes.add_argument("-w", "--wide", action="store_true", help="wide columns (fit IPv6 addresses)")
+    modes.add_argument("-s", "--csv", action="store_true", help="comma separated values")
+    modes.add_argument("--json", action="store_true", help="one JSON object a line")
+    add("-L", "--localport", type=_ports, metavar="PORTS", help="only these local ports (80,443)")
+    add("-D", "--remoteport", type=_ports, metavar="PORTS", help="only these remote ports")
+    family = parser.add_mutually_exclusive_group()
+    family.add_argument("-4", "--ipv4", action="store_true", help="only IPv4")
+    family.add_argument("-6", "--ipv6", action="store_true", help="only IPv6")
+    add("-d", "--duration", type=_seconds, metavar="SECONDS", help="end after this time")
+    add(
+        "--buffer-size",
+        type=_size,
+        default=events.BUFFER_SIZE,
+        metavar="SIZE",
+        help="ring buffer for events in bytes, K or M (default 4M)",
+    )
+    add(
+        "--max-sockets",
+        type=_count,
+        default=events.MAX_SOCKETS,
+        metavar="N",
+        help="sockets remembered where the kernel cannot do so itself, before 5.11 (default 1048576)",
+    )
+    add("-v", "--verbose", action="store_true", help="show libbpf's messages on standard error")
+    add("--ebpf", action="store_true", help=argparse.SUPPRESS)
+    add("--hook", choices=host.HOOKS, help=argparse.SUPPRESS)
+    add("--storage", choices=host.STORAGES, help=argparse.SUPPRESS)
+
+
+def filters(arguments: argparse.Namespace) -> Filters:
+    """The filters of the Python API that these flags mean."""
+    return {
+        "local_ports": arguments.localport,
+        "remote_ports": arguments.remoteport,
+        "ip": 4 if arguments.ipv4 else 6 if arguments.ipv6 else None,
+    }
+
+
+def options(arguments: argparse.Namespace) -> Options:
+    """The options of the Python API that these flags mean."""
+    return {
+        "duration": arguments.duration,
+        "buffer_size": arguments.buffer_size,
+        "max_sockets": arguments.max_sockets,
+        "hook": arguments.hook,
+        "storage": arguments.storage,
+    }
+
+
+def run(
+    arguments: argparse.Namespace,
+    columns: Sequence[Column],
+    record: type[R],
+    start: Callable[[], Events[R]],
+    also: Callable[[R, Clock], None] | None = None,
+) -> None:
+    """Prints a header, then a row for each event until stopped; tells losses on standard error.
+
+    SIGINT, SIGTERM, the duration's end and a closed pipe end it. `also` is called with each event after
+    its row is out.
+    """
+    if arguments.verbose:
+        from tcpobs.libbpf.library import show_messages
+
+        show_messages()
+    stopping = _Stopping()
+    output = _Output()
+    clock = Clock()
+    with start() as trace:
+        stopping.when_asked(trace.stop)
+        trace.stop_when_broken(output.fd)
+        mode = WIDE if arguments.wide else CSV if arguments.csv else JSON if arguments.json else TEXT
+        shown = [*clock.columns(arguments.time, arguments.timestamp), *columns]
+        table = Table(shown, mode, record)
+        output.write(table.header())
+        told, look = trace.losses, time.monotonic() + LOSSES_SECONDS
+        # Nothing below makes reference cycles; looking for them would double the cost of a batch.
+        gc.disable()
+        for batch in trace.batches():
+            if batch:
+                output.write(table.rows(batch))
+            if also:
+                for event in batch:
+                    also(event, clock)
+            if time.monotonic() >= look:
+                look = time.monotonic() + LOSSES_SECONDS
+                clock.adjust()
+                told = _tell(trace.losses, told)
+        _tell(trace.losses, told)
+
+
+def _tell(losses: events.Losses, told: events.Losses) -> events.Losses:
+    if losses != told:
+        print(f"tcpobs: lost so far: {losses}", file=sys.stderr, flush=True)
+    return losses
+
+
+class _Stopping:
+    """SIGINT and SIGTERM, from the start on: what comes before there is something to stop is kept."""
+
+    def __init__(self) -> None:
+        self._asked = False
+        self._stop: Callable[[], None] | None = None
+        for number in (signal.SIGINT, signal.SIGTERM):
+            signal.signal(number, self._on_signal)
+
+    def _on_signal(self, number: int, frame: Any) -> None:
+        self._asked = True
+        if self._stop:
+            self._stop()
+
+    def when_asked(self, stop: Callable[[], None]) -> None:
+        """Calls `stop` when a signal comes, or at once if one has come."""
+        self._stop = stop
+        if self._asked:
+            stop()
+
+
+class _Output:
+    """Standard output: each write goes out whole, at once."""
+
+    def __init__(self) -> None:
+        if sys.stdout is None:
+            raise TcpobsError("standard output is closed")
+        self.fd = sys.stdout.fileno()
+        self._encoding = sys.stdout.encoding
+
+    def write(self, text: str) -> None:
+        """Raises BrokenPipeError when the reader has gone, and TcpobsError when it cannot be written."""
+        data = memoryview(text.encode(self._encoding, "backslashreplace"))
+        while data:
+            try:
+                data = data[os.write(self.fd, data) :]
+            except BrokenPipeError:
+                raise
+            except OSError as error:
+                raise TcpobsError(f"cannot write the output: {error.strerror}") from None
+
+
+def print_source(tool: str) -> None:
+    """Prints the BPF source of a tool: its program with the shared headers in their places."""
+    _Output().write(_with_headers(f"{tool}.bpf.c"))
+
+
+def _with_headers(name: str) -> str:
+    path = os.path.join(os.path.dirname(host.__file__), "_objects", "source", name)
+    lines = []
+    with open(path) as file:
+        for line in file:
+            included = line.split('"')[1] if line.startswith('#include "') else "vmlinux.h"
+            lines.append(line if included == "vmlinux.h" else _with_headers(included))
+    return "".join(lines)
+
+
+def _ports(text: str) -> list[int]:
+    ports = text.split(",")
+    for port in ports:
+        if not (port.isascii() and port.isdigit() and int(port) <= 65535):
+            raise argparse.ArgumentTypeError(f"{port!r} is not a port: give 0 to 65535, like 80,443")
+    return list(map(int, ports))
+
+
+def _seconds(text: str) -> float:
+    try:
+        seconds = float(text)
+    except ValueError:
+        seconds = 0
+    if not 0 < seconds < float("inf"):
+        raise argparse.ArgumentTypeError(f"{text!r} is not a number of seconds above 0")
+    return seconds
+
+
+def _size(text: str) -> int:
+    digits = text.rstrip("KMkm")
+    unit = {"": 1, "k": 1 << 10, "m": 1 << 20}.get(text[len(digits) :].lower())
+    if not (digits.isascii() and digits.isdigit() and unit and 1 << 16 <= int(digits) * unit <= 1 << 30):
+        raise argparse.ArgumentTypeError(f"{text!r} is not a size from 64K to 1024M")
+    return int(digits) * unit
+
+
+def _count(text: str) -> int:
+    if not (text.isascii() and text.isdigit() and 0 < int(text) < 1 << 32):
+        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number from 1 to {(1 << 32) - 1}")
+    return int(text)
