@@ -13,6 +13,7 @@ OBJECTS := $(PACKAGE)/_objects
 
 .PHONY: help build wheel demo check test bench vmlinux clean
 .DELETE_ON_ERROR:
+.SECONDARY:
 
 help: ## this list
 	@sed -n 's/^\([a-z-]*\):.*## /\1	/p' $(MAKEFILE_LIST) | while IFS='	' read -r name does; do \
@@ -45,7 +46,8 @@ build/source.stamp: packaging/libbpf/sources packaging/libbpf/fetch build/debian
 
 build/libbpf/%/libbpf.so.1: build/source.stamp $(VENV)/build.stamp packaging/libbpf/Makefile packaging/libbpf/config.h
 	@echo "building libbpf for $*"
-	@$(MAKE) --no-print-directory -j$(shell nproc) -f packaging/libbpf/Makefile TARGET=$* PYTHON=$(PYTHON)
+	@$(MAKE) --no-print-directory -j$(shell nproc) -f packaging/libbpf/Makefile TARGET=$* VENV=$(VENV)
+	@touch $@
 
 $(PACKAGE)/_lib/libbpf.so.1: build/libbpf/$(HERE)/libbpf.so.1
 	@mkdir -p $(@D) && cp $< $@
