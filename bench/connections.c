@@ -30,7 +30,7 @@ int main(int argc, char **argv)
 		err(1, "sched_setaffinity");
 	listener = socket(AF_INET, SOCK_STREAM, 0);
 	if (listener < 0 || bind(listener, (struct sockaddr *)&address, length) || listen(listener, 16) ||
-	    getsockname(listener, (struct sockaddr *)&address, &length))
+		getsockname(listener, (struct sockaddr *)&address, &length))
 		err(1, "listen");
 	for (long i = 0; i < count; i++) {
 		int client = socket(AF_INET, SOCK_STREAM, 0), server;

@@ -20,12 +20,12 @@ struct {
 #define COUNT(counter) __sync_fetch_and_add(&(counter), 1)
 
 /* Room for one event, or NULL (and counted). A macro, for the verifier wants a constant size. */
-#define reserve(type)                                                                              \
-	({                                                                                         \
-		type *room_ = bpf_ringbuf_reserve(&events, sizeof(type), 0);                       \
-		if (!room_)                                                                        \
-			COUNT(lost.ring_full);                                                     \
-		room_;                                                                             \
+#define reserve(type)                                                                                        \
+	({                                                                                                   \
+		type *room_ = bpf_ringbuf_reserve(&events, sizeof(type), 0);                                 \
+		if (!room_)                                                                                  \
+			COUNT(lost.ring_full);                                                               \
+		room_;                                                                                       \
 	})
 
 /*
@@ -38,9 +38,8 @@ static __always_inline void submit(void *event, __u64 size)
 	__u64 waiting = bpf_ringbuf_query(&events, BPF_RB_AVAIL_DATA);
 	__u64 before = waiting - size - BPF_RINGBUF_HDR_SZ;
 
-	bpf_ringbuf_submit(event, before < wakeup_bytes && waiting >= wakeup_bytes
-					  ? BPF_RB_FORCE_WAKEUP
-					  : BPF_RB_NO_WAKEUP);
+	bpf_ringbuf_submit(event,
+		before < wakeup_bytes && waiting >= wakeup_bytes ? BPF_RB_FORCE_WAKEUP : BPF_RB_NO_WAKEUP);
 }
 
 #endif

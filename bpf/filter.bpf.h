@@ -14,7 +14,7 @@ const volatile struct ports rports = { .any = true };
 const volatile __u32 only_family = 0; /* AF_INET, AF_INET6; 0: both */
 const volatile __u32 only_pid = 0; /* 0: every process */
 
-#define HOLDS(ports, port) ((ports).any || (ports).bits[(port) >> 3] & 1 << ((port)&7))
+#define HOLDS(ports, port) ((ports).any || (ports).bits[(port) >> 3] & 1 << ((port) & 7))
 
 static __always_inline bool wanted(const struct endpoints *endpoints)
 {

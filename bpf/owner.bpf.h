@@ -17,8 +17,8 @@ static __always_inline void read_current(struct task *task)
  */
 static __always_inline bool shows_owner(struct tcp_sock *tcp, int newstate, bool known)
 {
-	bool acted = newstate == TCP_SYN_SENT || newstate == TCP_FIN_WAIT1 ||
-		     newstate == TCP_LAST_ACK || (newstate == TCP_CLOSE && !known);
+	bool acted = newstate == TCP_SYN_SENT || newstate == TCP_FIN_WAIT1 || newstate == TCP_LAST_ACK ||
+		     (newstate == TCP_CLOSE && !known);
 
 	return acted && BPF_CORE_READ(tcp, INET(sk.sk_lock.owned));
 }

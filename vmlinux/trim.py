@@ -97,6 +97,7 @@ def trim(full: str, programs: str) -> list[str]:
 
 
 def main() -> None:
+    """Trims what the command line names."""
     full, *preprocessed = sys.argv[1:]
     programs = []
     for path in preprocessed:

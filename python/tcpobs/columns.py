@@ -29,10 +29,10 @@ class Column:
     """One column: its header, and where its value comes from.
 
     `source` is a field of the record, or an attribute of the record inside it: "span_ns",
-    "endpoints.lport". `convert` makes the value out of a plain field, `json` does so for JSON. `text`, `wide` and `csv` are its
-    printf formats, None where it is not shown; `wide` is like `text` unless given. In JSON every column
-    is shown, as `name`. `before` separates it from the column to its left in text. `free` marks text that
-    somebody else chose: quoted in CSV where it needs to be.
+    "endpoints.lport". `convert` makes the value out of a plain field, and `json` what JSON has instead.
+    `text`, `wide` and `csv` are its printf formats, None where it is not shown; `wide` is like `text`
+    unless given. In JSON every column is shown, as `name`. `before` separates it from the column to its
+    left in text. `free` marks text that somebody else chose: quoted in CSV where it needs to be.
     """
 
     def __init__(
@@ -100,15 +100,15 @@ def _template(columns: Sequence[Column], mode: str) -> str:
     return "".join(f"{c.before[mode]}{name}{c.formats[mode]}" for c, name in zip(columns, names))
 
 
-def _inner(
-    template: str, columns: Sequence[Column], mode: str, inner: type[Record]
-) -> Callable[[Any], str]:
+def _inner(template: str, columns: Sequence[Column], mode: str, inner: type[Record]) -> Callable[[Any], str]:
     """Formats a struct inside the record, given its bytes."""
     decode = inner.decode
     # The first attribute twice, for attrgetter gives no tuple for one name alone.
     values = attrgetter(columns[0].attribute, *[column.attribute for column in columns])
     if mode == JSON:
-        from json import dumps as escape
+        from json import dumps
+
+        escape: Callable[[object], object] = dumps
     elif mode == CSV and any(column.free for column in columns):
         escape = _csv_field
     else:
@@ -118,20 +118,19 @@ def _inner(
 
 def _plain(template: str, columns: Sequence[Column], mode: str) -> Callable[[Any], str]:
     """Formats a number of the record."""
-    if len(columns) == 1 and mode != JSON:
-        convert = columns[0].convert
-        if convert is None:
-            return template.__mod__
-        formatted = lru_cache(REMEMBERED)(template.__mod__)
-        return lambda field: formatted(convert(field))
-    escape: Callable[[object], object] = _as_is
     if mode == JSON:
-        from json import dumps as escape
+        from json import dumps
 
-        converts = [column.json or _as_is for column in columns]
-    else:
+        made = [column.json or _as_is for column in columns]
+        return lambda field: template % tuple([dumps(make(field)) for make in made])
+    if len(columns) > 1:
         converts = [column.convert or _as_is for column in columns]
-    return lambda field: template % tuple([escape(convert(field)) for convert in converts])
+        return lambda field: template % tuple([convert(field) for convert in converts])
+    convert = columns[0].convert
+    if convert is None:
+        return template.__mod__
+    formatted = lru_cache(REMEMBERED)(template.__mod__)
+    return lambda field: formatted(convert(field))
 
 
 def _as_is(value: object) -> object:

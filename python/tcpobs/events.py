@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import select
 import time
+from contextlib import suppress
 
 from tcpobs import host
 from tcpobs.libbpf.resource import Resource
@@ -13,16 +14,13 @@ from tcpobs.records import decoder
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Iterator
-    from typing import Generic, TypedDict, TypeVar
+    from typing import Any, Generic, TypedDict, TypeVar
 
     from tcpobs.libbpf.btf import Value
     from tcpobs.libbpf.object import Object
     from tcpobs.records import Record
 
     R = TypeVar("R", bound=Record)
-
-    class _EventsOf(Resource, Generic[R]):
-        pass
 
     class Options(TypedDict, total=False):
         """How to trace: the options that Events has."""
@@ -34,7 +32,14 @@ if TYPE_CHECKING:
         storage: str | None
 
 else:
-    _EventsOf = Resource  # `import typing` would cost a tenth of the time to the first line
+    R = None
+
+    class Generic:
+        """Stands for typing's, whose import would cost a tenth of the time to the first line."""
+
+        def __class_getitem__(cls, _):
+            return cls
+
 
 BUFFER_SIZE = 4 << 20
 """Bytes of the ring buffer unless told otherwise: about 40,000 events."""
@@ -87,7 +92,7 @@ class Losses:
         return f"Losses({counts})"
 
 
-class Events(_EventsOf["R"] if TYPE_CHECKING else _EventsOf):
+class Events(Resource, Generic[R]):
     """Events of one tool, traced from the moment this is made until it is closed.
 
     Iterate over it for one event after another, or over `batches()`. It is a context manager; leaving it
@@ -165,19 +170,16 @@ class Events(_EventsOf["R"] if TYPE_CHECKING else _EventsOf):
 
     def stop_when_broken(self, fd: int) -> None:
         """Ends the iteration, too, when the reader of this pipe or terminal has gone."""
-        try:
+        with suppress(PermissionError):  # a file: it has no reader that could go
             self._poll.register(fd, 0)
-        except PermissionError:
-            pass  # a file: it has no reader that could go
 
     @property
     def losses(self) -> Losses:
         """What was lost so far; after closing, in all."""
         if self._object.loaded:
-            lost = self._object.variables["lost"]
-            assert isinstance(lost, dict)
+            lost: Any = self._object.variables["lost"]
             misses = self._object.programs[self._program].info.recursion_misses
-            self._losses = Losses(recursion_misses=misses, **lost)
+            self._losses = Losses(lost["ring_full"], lost["sockets_full"], misses)
         return self._losses
 
     def close(self) -> None:

@@ -101,9 +101,7 @@ def _open(tool: str, data: bytes) -> Object:
     try:
         return Object(data, tool)
     except LibbpfError as error:
-        raise HostError(
-            f"the object {tool}.bpf.o is damaged ({error}): install tcpobs again"
-        ) from error
+        raise HostError(f"the object {tool}.bpf.o is damaged ({error}): install tcpobs again") from error
 
 
 def _remedy(failures: Sequence[tuple[Way, LibbpfError]]) -> str:
@@ -143,9 +141,7 @@ def _may_trace() -> bool:
 
 
 def _tracefs() -> bool:
-    return any(
-        os.path.exists(f"/sys/kernel/{place}/events") for place in ("tracing", "debug/tracing")
-    )
+    return any(os.path.exists(f"/sys/kernel/{place}/events") for place in ("tracing", "debug/tracing"))
 
 
 def _read(path: str) -> str:

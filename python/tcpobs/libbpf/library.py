@@ -52,6 +52,7 @@ PROTOTYPES: dict[str, tuple[Any, list[Any]]] = {
     "bpf_program__attach": (POINTER, [c_void_p]),
     "bpf_link__fd": (STATUS, [c_void_p]),
     "bpf_link__destroy": (STATUS, [c_void_p]),
+    "bpf_prog_get_fd_by_id": (STATUS, [c_uint32]),
     "bpf_obj_get_info_by_fd": (STATUS, [c_int, c_void_p, c_void_p]),
     "bpf_enable_stats": (STATUS, [c_int]),
     # maps

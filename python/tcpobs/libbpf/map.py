@@ -169,7 +169,7 @@ class Map:
 
     @staticmethod
     def _checked(data: bytes, size: int) -> bytes:
-        """libbpf copies `size` bytes whatever it is given: hand over no less."""
+        """What libbpf gets: it copies `size` bytes whatever it is given: hand over no less."""
         if len(data) != size:
             raise LibbpfError(f"{len(data)} bytes where the map has {size}")
         return data

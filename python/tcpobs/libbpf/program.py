@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import ctypes
 import os
-from ctypes import c_char, c_int32, c_uint8, c_uint32, c_uint64
+from ctypes import c_char, c_uint8, c_uint32, c_uint64
 
 from tcpobs.libbpf.library import library
 from tcpobs.libbpf.resource import Resource

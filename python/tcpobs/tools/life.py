@@ -67,16 +67,15 @@ def _pid(text: str) -> int:
 def run(arguments: argparse.Namespace) -> None:
     """Runs the command."""
     if arguments.ebpf:
-        return listing.print_source("life")
+        listing.print_source("life")
+        return
     if arguments.pid and not os.path.exists(f"/proc/{arguments.pid}"):
         print(f"tcpobs life: there is no process {arguments.pid} now; going on", file=sys.stderr)
     listing.run(
         arguments,
         COLUMNS,
         Session,
-        lambda: sessions(
-            pid=arguments.pid, **listing.filters(arguments), **listing.options(arguments)
-        ),
+        lambda: sessions(pid=arguments.pid, **listing.filters(arguments), **listing.options(arguments)),
     )
 
 

@@ -17,7 +17,7 @@ from tcpobs.errors import TcpobsError
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
-    from typing import Any, TypedDict, TypeVar
+    from typing import TypedDict, TypeVar
 
     from tcpobs.columns import Column
     from tcpobs.events import Events, Options
@@ -42,10 +42,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
     add("-T", "--time", action="store_true", help="first column TIME (HH:MM:SS)")
     add("-t", "--timestamp", action="store_true", help="column TIME(s): seconds since the first event")
-    modes = parser.add_mutually_exclusive_group()
-    modes.add_argument("-w", "--wide", action="store_true", help="wide columns (fit IPv6 addresses)")
-    modes.add_argument("-s", "--csv", action="store_true", help="comma separated values")
-    modes.add_argument("--json", action="store_true", help="one JSON object a line")
+    add("-w", "--wide", action="store_true", help="wide columns (fit IPv6 addresses)")
+    add("-s", "--csv", action="store_true", help="comma separated values")
+    add("--json", action="store_true", help="one JSON object a line, with every column")
     add("-L", "--localport", type=_ports, metavar="PORTS", help="only these local ports (80,443)")
     add("-D", "--remoteport", type=_ports, metavar="PORTS", help="only these remote ports")
     family = parser.add_mutually_exclusive_group()
@@ -114,7 +113,7 @@ def run(
     with start() as trace:
         stopping.when_asked(trace.stop)
         trace.stop_when_broken(output.fd)
-        mode = WIDE if arguments.wide else CSV if arguments.csv else JSON if arguments.json else TEXT
+        mode = JSON if arguments.json else CSV if arguments.csv else WIDE if arguments.wide else TEXT
         shown = [*clock.columns(arguments.time, arguments.timestamp), *columns]
         table = Table(shown, mode, record)
         output.write(table.header())
@@ -149,7 +148,7 @@ class _Stopping:
         for number in (signal.SIGINT, signal.SIGTERM):
             signal.signal(number, self._on_signal)
 
-    def _on_signal(self, number: int, frame: Any) -> None:
+    def _on_signal(self, *_: object) -> None:
         self._asked = True
         if self._stop:
             self._stop()

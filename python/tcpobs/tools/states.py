@@ -57,14 +57,19 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(arguments: argparse.Namespace) -> None:
     """Runs the command."""
     if arguments.ebpf:
-        return listing.print_source("states")
+        listing.print_source("states")
+        return
     log = None
     if arguments.journal:
         from tcpobs.journal import Journal
 
         log = Journal().log
     listing.run(
-        arguments, COLUMNS, StateChange, lambda: states(**listing.filters(arguments), **listing.options(arguments)), also=log
+        arguments,
+        COLUMNS,
+        StateChange,
+        lambda: states(**listing.filters(arguments), **listing.options(arguments)),
+        also=log,
     )
 
 

@@ -1,0 +1,389 @@
+"""Measures tcpobs beside Debian's libbpf-tools, under the same load, into bench/results.md.
+
+Five runs of each tool in turns, so that noise hits all alike. Missing a figure is a result, not an error;
+a tool that fails is one.
+"""
+
+from __future__ import annotations
+
+import datetime
+import os
+import platform
+import pty
+import re
+import select
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections import Counter
+from dataclasses import dataclass, field
+from pathlib import Path
+from statistics import median
+from typing import TYPE_CHECKING
+
+import tcpobs
+from tcpobs.libbpf import RunStatistics, library
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
+CONNECTIONS = 20_000
+RUNS = 5
+STARTS = 20
+HERE = Path(__file__).parent
+BUILD = HERE.parent / "build" / "bench"
+TCPOBS = Path(sys.executable).parent / "tcpobs"
+
+
+@dataclass
+class Run:
+    """What one run of a tool under the load came to."""
+
+    rows: int  # of the load's connections
+    lost: int  # as the tool says
+    missed: int  # recursion_misses
+    kernel: float  # ns for each run of its programs
+    cpu: float  # µs of user and system time for each row, from start to end
+    resident: float  # MB, at the end of the load
+    peak: float  # MB
+
+
+@dataclass
+class Tool:
+    """A tool, its runs, and its times (ms) from start to the header."""
+
+    name: str
+    command: Sequence[str]
+    columns: tuple[int, int]  # of the two ports, counted from the row's end: names of commands have blanks
+    runs: list[Run] = field(default_factory=list)
+    starts: list[float] = field(default_factory=list)
+
+
+@dataclass
+class Pair:
+    """A tool of ours, its peer if there is one, and how many rows the load makes."""
+
+    ours: Tool
+    peer: Tool | None
+    expected: int
+    unit: str
+
+
+def pairs() -> list[Pair]:
+    """What is compared."""
+    states = Tool("tcpobs states", [str(TCPOBS), "states"], (-6, -4))
+    life = Tool("tcpobs life", [str(TCPOBS), "life"], (-6, -4))
+    return [
+        Pair(states, peer("tcpstates", (-7, -5)), 10 * CONNECTIONS + 2, "event"),
+        Pair(life, peer("tcplife", (-6, -4)), 2 * CONNECTIONS, "session"),
+    ]
+
+
+def peer(name: str, columns: tuple[int, int]) -> Tool | None:
+    """The tool of libbpf-tools, if it is installed."""
+    found = shutil.which(name, path=f"{os.environ['PATH']}:/usr/sbin")
+    return Tool(name, [found], columns) if found else None
+
+
+# ---- running
+
+
+def wait_until(condition: Callable[[], object], what: str, seconds: float = 10.0) -> None:
+    """Returns when `condition` holds. Raises TimeoutError."""
+    end = time.monotonic() + seconds
+    while not condition():
+        if time.monotonic() > end:
+            raise TimeoutError(f"waited {seconds:.0f} s for {what}")
+        time.sleep(0.005)
+
+
+def finish(process: subprocess.Popen[bytes], name: str, log: Path) -> float:
+    """Stops the tool as Ctrl-C would; returns its CPU seconds. Raises RuntimeError if it failed."""
+    process.send_signal(signal.SIGINT)
+    ended: list[tuple[int, float]] = []
+
+    def has_ended() -> bool:
+        pid, status, usage = os.wait4(process.pid, os.WNOHANG)
+        if pid:
+            ended.append((status, usage.ru_utime + usage.ru_stime))
+        return bool(pid)
+
+    wait_until(has_ended, f"{name} to end")
+    [(status, cpu)] = ended
+    process.returncode = os.waitstatus_to_exitcode(status)
+    if process.returncode:
+        raise RuntimeError(f"{name} ended with {process.returncode}: {log.read_text().strip()}")
+    return cpu
+
+
+def fd_infos(pid: int) -> list[dict[str, str]]:
+    """/proc/PID/fdinfo of all its file descriptors."""
+    infos = []
+    for path in Path(f"/proc/{pid}/fdinfo").iterdir():
+        try:
+            lines = path.read_text().splitlines()
+        except FileNotFoundError:  # closed meanwhile
+            continue
+        infos.append({name: value.strip() for name, _, value in (line.partition(":") for line in lines)})
+    return infos
+
+
+def is_ready(process: subprocess.Popen[bytes], name: str, log: Path) -> bool:
+    """Whether its program is attached and it waits for the buffer. Raises RuntimeError if it has ended."""
+    if process.poll() is not None:
+        raise RuntimeError(f"{name} did not start: {log.read_text().strip()}")
+    infos = fd_infos(process.pid)
+    return all(any(key in info for info in infos) for key in ("link_type", "tfd"))
+
+
+def under_load(tool: Tool, csv: bool) -> Run:
+    """Runs the tool, with the load, writing to a file."""
+    out, log = BUILD / "rows", BUILD / "log"
+    command = [*tool.command, "-s"] if csv else tool.command
+    with open(out, "wb") as stdout, open(log, "wb") as stderr:
+        process = subprocess.Popen(command, stdout=stdout, stderr=stderr)
+    try:
+        wait_until(lambda: is_ready(process, tool.name, log), f"{tool.name} to start")
+        subprocess.run([BUILD / "connections", str(CONNECTIONS)], check=True)
+        settle(out)
+        programs = {i["prog_id"]: i for i in fd_infos(process.pid) if "run_cnt" in i}.values()
+        status = Path(f"/proc/{process.pid}/status").read_text()
+        cpu = finish(process, tool.name, log)
+    finally:
+        if process.returncode is None:
+            process.kill()
+            process.wait()
+    rows = count(out, tool.columns)
+    said = log.read_text()
+    if said and "lost" not in said:
+        raise RuntimeError(f"{tool.name} said: {said.strip()}")
+    # tcpobs tells all that was lost so far, by cause; its peers what was lost since the last time.
+    _, _, so_far = said.rpartition("lost so far: ")
+    told = re.findall(r"(\d+): ", so_far) if so_far != said else re.findall(r"lost (\d+)", said)
+    total = Counter[str]()
+    for program in programs:
+        total.update({key: int(program[key]) for key in ("run_cnt", "run_time_ns", "recursion_misses")})
+    return Run(
+        rows,
+        sum(map(int, told)),
+        total["recursion_misses"],
+        total["run_time_ns"] / total["run_cnt"],
+        cpu * 1e6 / rows,
+        megabytes(status, "VmRSS"),
+        megabytes(status, "VmHWM"),
+    )
+
+
+def settle(path: Path) -> None:
+    """Waits until the file has not grown for half a second, at most five."""
+    size, since, end = -1, 0.0, time.monotonic() + 5
+    while (now := time.monotonic()) < end and (size != path.stat().st_size or now - since < 0.5):
+        if size != (size := path.stat().st_size):
+            since = now
+        time.sleep(0.02)
+
+
+def count(path: Path, columns: tuple[int, int]) -> int:
+    """The rows of the load's connections: those with the port that most rows have."""
+    ports = Counter[str]()
+    with open(path, errors="replace") as file:
+        next(file)
+        for line in file:
+            row = line.replace(",", " ").split()
+            ports.update({row[column] for column in columns})
+    return ports.most_common(1)[0][1]
+
+
+def megabytes(status: str, name: str) -> float:
+    """A figure of /proc/PID/status."""
+    found = re.search(rf"{name}:\s+(\d+) kB", status)
+    assert found
+    return int(found[1]) * 1024 / 1e6
+
+
+def start_up(tool: Tool) -> float:
+    """Milliseconds from before the fork to the header, read from a terminal."""
+    log = BUILD / "log"
+    ours, theirs = pty.openpty()
+    start = time.perf_counter()
+    with open(log, "wb") as stderr:
+        process = subprocess.Popen(tool.command, stdout=theirs, stderr=stderr)
+    os.close(theirs)
+    try:
+        read = b""
+        while b"\n" not in read:
+            if not select.select([ours], [], [], 10.0)[0]:
+                raise TimeoutError(f"no header from {tool.name} in 10 s")
+            read += os.read(ours, 4096)
+        passed = time.perf_counter() - start
+        if b"LPORT" not in read:
+            raise RuntimeError(f"no header from {tool.name}: {read!r}")
+        finish(process, tool.name, log)
+    finally:
+        os.close(ours)
+        if process.returncode is None:
+            process.kill()
+            process.wait()
+    return passed * 1e3
+
+
+# ---- the report
+
+
+def spread(values: Sequence[float], digits: int = 0) -> str:
+    """The median, and from what to what."""
+    middle, low, high = (f"{value:,.{digits}f}" for value in (median(values), min(values), max(values)))
+    return middle if low == high else f"{middle} ({low}-{high})"
+
+
+def compared(
+    what: str, tool: Tool, other: Tool | None, figure: str, unit: str, times: float, digits: int = 0
+) -> list[str]:
+    """A line of the table on a figure of the runs that may be so many times the peer's."""
+    ours = [getattr(run, figure) for run in tool.runs]
+    theirs = [getattr(run, figure) for run in other.runs] if other else []
+    ratio = median(ours) / median(theirs) if theirs else None
+    return [
+        what,
+        f"{spread(ours, digits)} {unit}" + (f", {ratio:.2f} times" if ratio else ""),
+        f"{spread(theirs, digits)} {unit}" if theirs else "not installed",
+        f"at most {times} times",
+        said(None if ratio is None else ratio <= times),
+    ]
+
+
+def said(reached: bool | None) -> str:
+    """For the last column."""
+    return "not measured" if reached is None else "yes" if reached else "**no**"
+
+
+def seen(tool: Tool) -> str:
+    """How much of the load it saw, and what it lost."""
+    text = spread([run.rows for run in tool.runs])
+    for figure, name in (("lost", "told as lost"), ("missed", "missed by the kernel")):
+        values = [getattr(run, figure) for run in tool.runs]
+        text += f", {name} {spread(values)}" if any(values) else ""
+    return text
+
+
+def lines_of(pair: Pair) -> list[list[str]]:
+    """The lines of the table on one tool."""
+    ours, other, unit = pair.ours, pair.peer, pair.unit
+    whole = sum(run.rows == pair.expected and not run.lost and not run.missed for run in ours.runs)
+    start, resident = median(ours.starts), [run.resident for run in ours.runs]
+    peaks = [run.peak for run in ours.runs]
+    times = start / median(other.starts) if other else None
+    return [
+        [
+            f"{ours.name}: {unit}s seen",
+            f"{seen(ours)}; all in {whole} of {RUNS} runs",
+            seen(other) if other else "not installed",
+            f"{pair.expected:,}, nothing lost, {RUNS} of {RUNS}",
+            said(whole == RUNS),
+        ],
+        compared(f"{ours.name}: kernel time a program run", ours, other, "kernel", "ns", 0.5),
+        compared(f"{ours.name}: CPU, start to end, per {unit}", ours, other, "cpu", "µs", 1.0, 2),
+        [
+            f"{ours.name}: start to header",
+            f"{spread(ours.starts)} ms" + (f", {times:.2f} times" if times else ""),
+            f"{spread(other.starts)} ms" if other else "not installed",
+            "at most 3 times, under 150 ms",
+            said(start < 150 and (times is None or times <= 3)),
+        ],
+        [
+            f"{ours.name}: resident at the load's end, peak",
+            f"{spread(resident, 1)}, {spread(peaks, 1)} MB",
+            ", ".join(spread([getattr(run, of) for run in other.runs], 1) for of in ("resident", "peak"))
+            + " MB"
+            if other
+            else "not installed",
+            "at most 32 MB",
+            said(max(median(resident), median(peaks)) <= 32),
+        ],
+    ]
+
+
+def wheel_line() -> list[str]:
+    """The line on the wheel's size."""
+    wheels = HERE.parent.glob(f"dist/tcpobs-{tcpobs.__version__}-*manylinux*_{platform.machine()}.whl")
+    sizes = [wheel.stat().st_size / 1e3 for wheel in wheels]
+    size = max(sizes, default=None)
+    return [
+        "wheel",
+        f"{size:,.0f} KB" if size else "not built",
+        "",
+        "at most 500 KB",
+        said(None if size is None else size <= 500),
+    ]
+
+
+def intro(compared: Sequence[Pair], stolen: float) -> str:
+    """When, where and with what it was measured."""
+    cpu = re.search(r"model name\s*: (.*)", Path("/proc/cpuinfo").read_text())
+    libbpf = ".".join(map(str, library().version))
+    missing = [name for name, pair in zip(("tcpstates", "tcplife"), compared) if not pair.peer]
+    command = ["dpkg-query", "-W", "-f", "${Version}", "libbpf-tools"]
+    package = "not installed"
+    if shutil.which("dpkg-query"):
+        package = subprocess.run(command, capture_output=True, text=True).stdout or package
+    return f"""\
+# tcpobs beside libbpf-tools
+
+Made by `make bench`, {datetime.datetime.now(datetime.timezone.utc):%Y-%m-%d %H:%M} UTC.
+Linux {platform.release()} on {os.cpu_count()} cores of {cpu[1] if cpu else platform.machine()};
+Python {platform.python_version()}, tcpobs {tcpobs.__version__} with libbpf {libbpf};
+libbpf-tools {package}{f", without {' and '.join(missing)}" if missing else ""}.
+
+The load: {CONNECTIONS:,} connections over loopback as fast as one core makes them (bench/connections.c).
+Each tool ran {RUNS} times, in turns, writing to a file, tcpobs with `-s`; and {STARTS} times up to its
+header, on a terminal. Figures are medians, with the least and the most. CPU is user and system time of
+the whole process, start-up included, over the rows it wrote. Meanwhile the machine's CPUs were {stolen:.0%}
+of the time taken away by its hypervisor.
+
+"""
+
+
+def cpu_times() -> list[int]:
+    """The machine's, by kind, as /proc/stat has them."""
+    with open("/proc/stat") as file:
+        return list(map(int, file.readline().split()[1:9]))
+
+
+def progress(text: str) -> None:
+    """Shows what is being done, on a terminal."""
+    if sys.stderr.isatty():
+        print(f"\r\x1b[K{text}", end="", file=sys.stderr, flush=True)
+
+
+def main() -> None:
+    """Measures everything and writes the report."""
+    BUILD.mkdir(parents=True, exist_ok=True)
+    subprocess.run(
+        ["gcc", "-O2", "-Wall", "-Wextra", "-o", BUILD / "connections", HERE / "connections.c"], check=True
+    )
+    before = cpu_times()
+    all_pairs = pairs()
+    tools = [tool for pair in all_pairs for tool in (pair.ours, pair.peer) if tool]
+    for number in range(STARTS):
+        for tool in tools:
+            progress(f"start {number + 1} of {STARTS}: {tool.name}")
+            tool.starts.append(start_up(tool))
+    with RunStatistics():
+        for number in range(RUNS):
+            for tool in tools:
+                progress(f"run {number + 1} of {RUNS}: {tool.name}")
+                tool.runs.append(under_load(tool, csv=tool in [pair.ours for pair in all_pairs]))
+    progress("")
+    passed = [now - then for now, then in zip(cpu_times(), before)]
+    lines = [["what", "tcpobs", "libbpf-tools", "reach", "reached"], ["---"] * 5]
+    lines += [line for pair in all_pairs for line in lines_of(pair)]
+    lines.append(wheel_line())
+    table = "".join(f"| {' | '.join(line)} |\n" for line in lines)
+    print(table, end="")
+    (HERE / "results.md").write_text(intro(all_pairs, passed[7] / sum(passed)) + table)
+
+
+if __name__ == "__main__":
+    main()

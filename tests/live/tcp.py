@@ -1,0 +1,125 @@
+"""Real TCP sessions to look at."""
+
+from __future__ import annotations
+
+import errno
+import os
+import socket
+import struct
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from typing import NamedTuple, TypeVar
+
+from tcpobs.events import Events
+from tcpobs.libbpf import LibbpfError, library
+from tcpobs.records import Record
+
+R = TypeVar("R", bound=Record)
+
+LOOPBACK = {socket.AF_INET: "127.0.0.1", socket.AF_INET6: "::1"}
+DEADLINE = 10.0
+"""Seconds after which a condition that should come true will not."""
+
+
+class Pair(NamedTuple):
+    """Both ends of a session, open."""
+
+    client: socket.socket
+    server: socket.socket
+
+    @property
+    def ports(self) -> tuple[int, int]:
+        """The client's and the server's port."""
+        return self.client.getsockname()[1], self.server.getsockname()[1]
+
+
+def connect(family: int, address: str | None = None) -> Pair:
+    """A session over loopback; its listener is closed again."""
+    address = address or LOOPBACK[socket.AddressFamily(family)]
+    with socket.create_server((address, 0), family=socket.AddressFamily(family)) as listener:
+        client = socket.create_connection(listener.getsockname()[:2])
+        server, _ = listener.accept()
+    return Pair(client, server)
+
+
+def reset(end: socket.socket) -> None:
+    """Closes a socket with a reset (SO_LINGER of 0 seconds, socket(7))."""
+    end.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+    end.close()
+
+
+def wait_closed(end: socket.socket) -> None:
+    """Waits until the peer's FIN or reset is here."""
+    end.settimeout(DEADLINE)
+    with suppress(ConnectionResetError):
+        assert end.recv(1) == b""
+
+
+def byte_counts(end: socket.socket) -> tuple[int, int]:
+    """bytes_acked and bytes_received of getsockopt(TCP_INFO) (struct tcp_info, linux/tcp.h)."""
+    info = end.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, 136)
+    acked, received = struct.unpack_from("QQ", info, 120)
+    return acked, received
+
+
+def wait_state(end: socket.socket, state: int) -> None:
+    """Waits until a socket's TCP state is this one (tcpi_state of TCP_INFO)."""
+    wait(lambda: end.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, 1)[0] == state)
+
+
+def wait(condition: Callable[[], bool]) -> None:
+    """Waits for a condition; fails when it does not come."""
+    end = time.monotonic() + DEADLINE
+    while not condition():
+        assert time.monotonic() < end, "the condition did not come true"
+        time.sleep(0.005)
+
+
+def gather(events: Events[R], enough: Callable[[list[R]], bool]) -> list[R]:
+    """The events seen so far and until there are enough."""
+    seen: list[R] = []
+    end = time.monotonic() + DEADLINE
+    for batch in events.batches():
+        seen += batch
+        if enough(seen) or time.monotonic() > end:
+            events.stop()
+    assert enough(seen), f"too few events: {seen}"
+    return seen
+
+
+@contextmanager
+def child(work: Callable[[], None]) -> Iterator[int]:
+    """Runs `work` in a process of its own; gives its PID, and waits for it at the end."""
+    pid = os.fork()
+    if not pid:
+        status = 1
+        try:
+            work()
+            status = 0
+        finally:
+            os._exit(status)
+    yield pid
+    assert os.waitpid(pid, 0)[1] == 0
+
+
+def programs_of(pid: int) -> set[int]:
+    """The ids of the BPF programs that a process has attached (proc_pid_fdinfo(5))."""
+    found = set()
+    for fd in os.listdir(f"/proc/{pid}/fdinfo"):
+        with suppress(FileNotFoundError), open(f"/proc/{pid}/fdinfo/{fd}") as file:
+            info = dict(line.split(":", 1) for line in file if ":" in line)
+            if "link_type" in info:
+                found.add(int(info["prog_id"]))
+    return found
+
+
+def is_loaded(program: int) -> bool:
+    """Whether the kernel has a program of this id."""
+    try:
+        os.close(library().bpf_prog_get_fd_by_id(program))
+    except LibbpfError as error:
+        if error.errno == errno.ENOENT:
+            return False
+        raise
+    return True

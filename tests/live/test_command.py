@@ -1,0 +1,261 @@
+"""The installed command on the live kernel: its output, its ends, its bad days."""
+
+from __future__ import annotations
+
+import csv
+import json
+import os
+import pty
+import re
+import signal
+import socket
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import pytest
+
+from live.tcp import DEADLINE, connect, is_loaded, programs_of, wait
+
+TCPOBS = [os.path.join(os.path.dirname(sys.executable), "tcpobs")]
+HEADERS = {
+    "states": "SKADDR           C-PID C-COMM     LADDR           LPORT RADDR           RPORT"
+    " OLDSTATE    -> NEWSTATE    MS",
+    "life": "PID   COMM       LADDR           LPORT RADDR           RPORT TX_KB RX_KB MS",
+}
+
+
+@pytest.fixture(params=["states", "life"])
+def tool(request: pytest.FixtureRequest) -> str:
+    """Each test that takes it runs with both tools."""
+    return str(request.param)
+
+
+@contextmanager
+def running(*arguments: str) -> Iterator[tuple[subprocess.Popen[str], str]]:
+    """The command, tracing, and its header line (JSON has none)."""
+    command = subprocess.Popen(
+        [*TCPOBS, *arguments], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
+    try:
+        wait(lambda: bool(programs_of(command.pid)))
+        assert command.stdout
+        yield command, "" if "--json" in arguments else command.stdout.readline()
+    finally:
+        command.kill()
+        command.communicate()
+
+
+def fails(*command: str) -> tuple[int, str]:
+    """The exit status and the one line on standard error of a command that cannot run."""
+    done = subprocess.run(command, capture_output=True, text=True, timeout=DEADLINE)
+    assert done.stdout == ""
+    (line,) = done.stderr.splitlines()
+    return done.returncode, line
+
+
+def end_pair(family: int = socket.AF_INET) -> tuple[int, int]:
+    """Makes a session and ends it; gives its ports."""
+    pair = connect(family)
+    ports = pair.ports
+    for end in pair:
+        end.close()
+    return ports
+
+
+def finish(command: subprocess.Popen[str], number: int = signal.SIGINT) -> tuple[str, str]:
+    """Ends it by a signal; it must do so cleanly."""
+    programs = programs_of(command.pid)
+    assert programs
+    command.send_signal(number)
+    out, err = command.communicate(timeout=DEADLINE)
+    assert command.returncode == 0
+    wait(lambda: not any(map(is_loaded, programs)))
+    return out, err
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_ends_it_with_all_rows(tool: str, number: int) -> None:
+    with running(tool) as (command, header):
+        assert header.rstrip("\n") == HEADERS[tool]
+        _, port = end_pair()
+        out, err = finish(command, number)
+    assert err == ""
+    rows = [line for line in out.splitlines() if f" {port} " in line]
+    assert len(rows) == (12 if tool == "states" else 2)
+
+
+def test_rows_come_within_a_moment_into_a_pipe(tool: str) -> None:
+    """Without any end: readline() returns while it runs."""
+    with running(tool, "-s") as (command, _):
+        assert command.stdout
+        _, port = end_pair()
+        while f",{port}," not in command.stdout.readline():
+            pass
+        finish(command)
+
+
+def test_csv_and_json_say_the_same(family: int) -> None:
+    with running("life", "-s", "-t") as (in_csv, header), running("life", "--json") as (in_json, _):
+        _, port = end_pair(family)
+        objects = [json.loads(line) for line in finish(in_json)[0].splitlines()]
+        rows = list(csv.DictReader([header, *finish(in_csv)[0].splitlines()]))
+    rows = [row for row in rows if str(port) in (row["LPORT"], row["RPORT"])]
+    objects = [found for found in objects if port in (found["lport"], found["rport"])]
+    assert len(rows) == len(objects) == 2
+    for row, found in zip(rows, objects):
+        for name in ("PID", "COMM", "IP", "LADDR", "LPORT", "RADDR", "RPORT", "TX_KB", "RX_KB"):
+            assert row[name] == str(found[name.lower()])
+        assert re.fullmatch(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\.\d{6}Z", found["time"])
+        assert found["ktime_ns"] > 0
+        assert found["span_ns"] // 1000 / 1000 == found["ms"]
+
+
+def test_a_name_that_would_break_the_output() -> None:
+    """A task may call itself anything (prctl(2)): no terminal, CSV or JSON is broken by it."""
+    name = b'\x1b[2J",\xff\n\xc3\xa9'
+    program = (
+        "import ctypes, socket, sys\n"
+        f"ctypes.CDLL(None).prctl(15, {name!r})\n"
+        "l = socket.create_server(('127.0.0.1', 0)); c = socket.create_connection(l.getsockname())\n"
+        "a, _ = l.accept(); c.close(); a.close(); print(l.getsockname()[1])"
+    )
+    rows: dict[str, list[str]] = {}
+    for mode in ("-w", "-s", "--json"):
+        with running("life", mode) as (command, _):
+            made = subprocess.run([sys.executable, "-c", program], check=True, capture_output=True, text=True)
+            out, _ = finish(command)
+        port = made.stdout.strip()
+        assert "\x1b" not in out
+        assert "\r" not in out
+        rows[mode] = [line for line in out.splitlines() if port in line]
+        assert len(rows[mode]) == 2
+    escaped = '\\x1b[2J",\\xff\\né'
+    assert all(row[1] == escaped for row in csv.reader(rows["-s"]))
+    assert all(json.loads(line)["comm"] == escaped for line in rows["--json"])
+
+
+def test_a_closed_pipe_ends_it_quietly(tool: str) -> None:
+    """`tcpobs states | head -1` on an idle host: it ends although no event comes any more."""
+    done = subprocess.run(
+        ["bash", "-c", f"set -o pipefail; {TCPOBS[0]} {tool} | head -n 1"],
+        capture_output=True,
+        text=True,
+        timeout=DEADLINE,
+    )
+    assert (done.returncode, done.stderr) == (0, "")
+    assert done.stdout.rstrip("\n") == HEADERS[tool]
+
+
+def test_on_a_terminal(tool: str) -> None:
+    """Ctrl-C on a real terminal."""
+    pid, terminal = pty.fork()
+    if not pid:
+        os.execv(TCPOBS[0], [TCPOBS[0], tool])
+    seen = b""
+    while b"\n" not in seen:
+        seen += os.read(terminal, 4096)
+    os.write(terminal, b"\x03")
+    assert os.waitpid(pid, 0)[1] == 0
+    os.close(terminal)
+
+
+def test_the_duration_ends_it(tool: str) -> None:
+    done = subprocess.run([*TCPOBS, tool, "-d", "0.2"], capture_output=True, text=True, timeout=DEADLINE)
+    assert (done.returncode, done.stderr) == (0, "")
+
+
+def test_losses_are_told() -> None:
+    """A full buffer: what is seen and what is told as lost add up."""
+    with running("states", "-s", "--buffer-size", "64K") as (command, _):
+        os.kill(command.pid, signal.SIGSTOP)
+        for _ in range(300):
+            end_pair()
+        os.kill(command.pid, signal.SIGCONT)
+        out, err = finish(command)
+    told = re.findall(r"tcpobs: lost so far: (\d+): the ring buffer was full \(raise --buffer-size\)", err)
+    assert int(told[-1]) + len(out.splitlines()) >= 300 * 12
+    assert int(told[-1]) > 0
+
+
+def test_no_room_for_sockets_is_told() -> None:
+    with running("life", "--storage", "hash", "--max-sockets", "1") as (command, _):
+        pairs = [connect(socket.AF_INET) for _ in range(100)]
+        for pair in pairs:
+            for end in pair:
+                end.close()
+        _, err = finish(command)
+    assert "no room to remember a socket (raise --max-sockets)" in err
+
+
+def test_a_process_that_is_not_there() -> None:
+    done = subprocess.run(
+        [*TCPOBS, "life", "-p", "4194303", "-d", "0.1"], capture_output=True, text=True, timeout=DEADLINE
+    )
+    assert done.returncode == 0
+    assert done.stderr == "tcpobs life: there is no process 4194303 now; going on\n"
+
+
+def test_without_privileges(tool: str) -> None:
+    status, line = fails("setpriv", "--bounding-set=-all", "--inh-caps=-all", "--reuid=65534", *TCPOBS, tool)
+    assert status == 1
+    assert line == (
+        "tcpobs: tracing needs root, or the capabilities CAP_BPF and CAP_PERFMON: try it with sudo"
+    )
+
+
+def hidden(path: str, *command: str) -> list[str]:
+    """The command in a mount namespace where an empty folder hides this one."""
+    script = f'mount -t tmpfs none {path} && exec "$@"'
+    return ["unshare", "--mount", "--propagation", "private", "sh", "-c", script, "sh", *command]
+
+
+def test_a_kernel_without_types(tool: str) -> None:
+    status, line = fails(*hidden("/sys/kernel/btf", *TCPOBS, tool))
+    assert status == 1
+    assert "/sys/kernel/btf/vmlinux is missing" in line
+
+
+def test_tracefs_is_not_mounted(tool: str) -> None:
+    status, line = fails(*hidden("/sys/kernel", *TCPOBS, tool, "--hook", "tracepoint"))
+    assert status == 1
+    assert "is missing" in line or "mount -t tracefs" in line
+    status, line = fails(*hidden("/sys/kernel/tracing", *TCPOBS, tool, "--hook", "tracepoint"))
+    assert status == 1
+    assert line == "tcpobs: tracefs is not mounted: mount -t tracefs tracefs /sys/kernel/tracing"
+
+
+def test_kprobe_is_loaded_where_it_cannot_be_attached(tool: str) -> None:
+    """This kernel has kprobes, and it works; or it has none, and that is said after the load."""
+    if os.path.exists("/sys/bus/event_source/devices/kprobe"):
+        with running(tool, "--hook", "kprobe") as (command, header):
+            assert header.rstrip("\n") == HEADERS[tool]
+            finish(command)
+        return
+    status, line = fails(*TCPOBS, tool, "--hook", "kprobe")
+    assert (status, "no kprobes (CONFIG_KPROBES)" in line) == (1, True)
+    verbose = subprocess.run(
+        [*TCPOBS, tool, "--hook", "kprobe", "-v"], capture_output=True, text=True, timeout=DEADLINE
+    )
+    assert f"prog '{tool}_kprobe': failed to create kprobe" in verbose.stderr
+    assert "failed to load" not in verbose.stderr
+
+
+def test_ways_that_do_not_go_together(tool: str) -> None:
+    status, line = fails(*TCPOBS, tool, "--hook", "kprobe", "--storage", "sk_storage")
+    assert (status, line) == (1, "tcpobs: --hook kprobe does not go with --storage sk_storage")
+
+
+def test_a_full_disk(tool: str) -> None:
+    with open("/dev/full", "w") as full:
+        done = subprocess.run(
+            [*TCPOBS, tool], stdout=full, stderr=subprocess.PIPE, text=True, timeout=DEADLINE
+        )
+    assert done.returncode == 1
+    assert done.stderr == "tcpobs: cannot write the output: No space left on device\n"
+
+
+def test_a_closed_output(tool: str) -> None:
+    status, line = fails("sh", "-c", f"{TCPOBS[0]} {tool} >&-")
+    assert (status, line) == (1, "tcpobs: standard output is closed")

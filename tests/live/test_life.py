@@ -1,0 +1,190 @@
+"""tcpobs.sessions against real sockets: owners, addresses, bytes, durations."""
+
+from __future__ import annotations
+
+import os
+import socket
+import threading
+import time
+from collections.abc import Callable
+
+import pytest
+
+import tcpobs
+from live.tcp import (
+    LOOPBACK,
+    Pair,
+    byte_counts,
+    child,
+    connect,
+    gather,
+    reset,
+    wait_closed,
+    wait_state,
+)
+from tcpobs import Session
+
+WAYS = [("tp_btf", "sk_storage"), ("tp_btf", "hash"), ("tracepoint", "hash")]
+
+
+def of_port(port: int, count: int) -> Callable[[list[Session]], bool]:
+    """Whether so many sessions with this port at either end are there."""
+    return lambda seen: len([s for s in seen if port in (s.lport, s.rport)]) >= count
+
+
+def both(seen: list[Session], port: int) -> tuple[Session, Session]:
+    """The client's and the server's record of the session with this server port."""
+    (client,) = [session for session in seen if session.rport == port]
+    (server,) = [session for session in seen if session.lport == port]
+    return client, server
+
+
+@pytest.mark.parametrize("way", WAYS, ids="-".join)
+def test_bytes_addresses_and_duration(family: int, way: tuple[str, str]) -> None:
+    """Bytes are what TCP_INFO says of the closed sockets, whose descriptors are still open."""
+    hook, storage = way
+    with tcpobs.sessions(hook=hook, storage=storage) as events:
+        before = time.monotonic_ns()
+        pair = connect(family)
+        established = time.monotonic_ns()
+        client_port, server_port = pair.ports
+        pair.client.sendall(b"x" * 300_000)
+        received = 0
+        while received < 300_000:
+            received += len(pair.server.recv(65536))
+        pair.server.sendall(b"y" * 5000)
+        pair.client.recv(5000, socket.MSG_WAITALL)
+        ending = time.monotonic_ns()
+        for end in pair:
+            end.shutdown(socket.SHUT_WR)
+        for end in pair:
+            wait_state(end, 7)
+        after = time.monotonic_ns()
+        counted = [byte_counts(end) for end in pair]
+        client, server = both(gather(events, of_port(server_port, 2)), server_port)
+        assert not events.losses
+    for end in pair:
+        end.close()
+    address = LOOPBACK[socket.AddressFamily(family)]
+    for session in (client, server):
+        assert (str(session.laddr), str(session.raddr)) == (address, address)
+        assert session.ip == (4 if family == socket.AF_INET else 6)
+        assert ending - established <= session.span_ns <= after - before
+        assert before <= session.time_ns <= after
+        assert session.ms == session.span_ns / 1e6
+    assert (client.lport, server.rport) == (client_port, client_port)
+    assert [(s.tx_bytes, s.rx_bytes) for s in (client, server)] == counted
+    assert (client.tx_kb, client.rx_kb) == (292, 4)
+
+
+def serve(listener: socket.socket, end: Callable[[socket.socket], None]) -> None:
+    server, _ = listener.accept()
+    server.recv(1)  # now the client's connect() has returned
+    end(server)
+
+
+def close_when_told(end: socket.socket) -> None:
+    wait_closed(end)
+    end.close()
+
+
+@pytest.mark.parametrize(
+    ("client_ends", "server_ends", "known"),
+    [
+        (socket.socket.close, close_when_told, (True, True)),
+        (close_when_told, socket.socket.close, (True, True)),
+        # The reset closes the other end in a softirq; only who connected is known there.
+        (reset, close_when_told, (True, False)),
+        (close_when_told, reset, (True, True)),
+    ],
+    ids=["client", "server", "client-resets", "server-resets"],
+)
+def test_owners(
+    family: int,
+    client_ends: Callable[[socket.socket], None],
+    server_ends: Callable[[socket.socket], None],
+    known: tuple[bool, bool],
+) -> None:
+    """Each end belongs to the process that acted on it; nobody's is 0 and `-`, and never a guess."""
+    address = (LOOPBACK[socket.AddressFamily(family)], 0)
+    with (
+        tcpobs.sessions() as events,
+        socket.create_server(address, family=socket.AddressFamily(family)) as listener,
+    ):
+        port = listener.getsockname()[1]
+        with child(lambda: serve(listener, server_ends)) as server_pid:
+            client_end = socket.create_connection(listener.getsockname()[:2])
+            client_end.sendall(b"!")
+            client_ends(client_end)
+        client, server = both(gather(events, of_port(port, 2)), port)
+    assert client.pid == (os.getpid() if known[0] else 0)
+    assert server.pid == (server_pid if known[1] else 0)
+    assert (server.comm == "-") == (server.pid == 0)
+
+
+def test_refused_is_a_session_of_who_tried() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        port = listener.getsockname()[1]
+    with tcpobs.sessions(remote_ports=[port]) as events:
+        with pytest.raises(ConnectionRefusedError):
+            socket.create_connection(("127.0.0.1", port))
+        (session,) = gather(events, of_port(port, 1))
+    assert (session.pid, session.tx_bytes, session.rx_bytes) == (os.getpid(), 0, 0)
+
+
+def test_a_session_older_than_tcpobs_is_not_shown() -> None:
+    old = connect(socket.AF_INET)
+    port = old.ports[1]
+    with tcpobs.sessions() as events:
+        for end in old:
+            end.close()
+        new = connect(socket.AF_INET)
+        new_port = new.ports[1]
+        for end in new:
+            end.close()
+        seen = gather(events, of_port(new_port, 2))
+    assert not [session for session in seen if port in (session.lport, session.rport)]
+
+
+def test_filters_lose_no_session(family: int) -> None:
+    """A client's local port is 0 at its birth, a server's peer empty: -L and -D see both all the same."""
+    every = range(1, 65536)
+    with (
+        tcpobs.sessions(local_ports=every) as by_local,
+        tcpobs.sessions(remote_ports=every) as by_remote,
+        tcpobs.sessions(pid=os.getpid()) as by_pid,
+        tcpobs.sessions(pid=1) as by_other_pid,
+    ):
+        pair = connect(family)
+        client_port, port = pair.ports
+        for end in pair:
+            end.close()
+        for events in (by_local, by_remote, by_pid):
+            client, server = both(gather(events, of_port(port, 2)), port)
+            assert client.lport == server.rport == client_port
+        by_other_pid.stop()
+        assert not [session for session in by_other_pid if port in (session.lport, session.rport)]
+
+
+def test_the_example_in_the_docs(capsys: pytest.CaptureFixture[str]) -> None:
+    """The example in docs/api.md runs as it is written, but for the port and its time."""
+    with open(os.path.join(os.path.dirname(__file__), "../../docs/api.md")) as file:
+        example = file.read().split("```python\n")[1].split("```")[0]
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        port = listener.getsockname()[1]
+        started = threading.Event()
+
+        def session_after_session() -> None:
+            while not started.wait(0.05):
+                pair = Pair(socket.create_connection(("127.0.0.1", port)), listener.accept()[0])
+                for end in pair:
+                    end.close()
+
+        traffic = threading.Thread(target=session_after_session)
+        traffic.start()
+        exec(example.replace("443", str(port)).replace("duration=60", "duration=0.5"), {})
+        started.set()
+        traffic.join()
+    printed = capsys.readouterr().out.splitlines()
+    assert printed[-1] == "lost: none"
+    assert any("127.0.0.1" in line for line in printed[:-1])

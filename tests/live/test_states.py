@@ -1,0 +1,255 @@
+"""tcpobs.states against real sockets: the exact sequence of states at both ends."""
+
+from __future__ import annotations
+
+import os
+import socket
+import time
+from collections.abc import Callable
+from ipaddress import ip_address
+
+import pytest
+
+import tcpobs
+from live.tcp import LOOPBACK, Pair, connect, gather, reset, wait_closed, wait_state
+from live.wire import Wire
+from tcpobs import StateChange
+
+CLIENT_OPENS = ["CLOSE>SYN_SENT", "SYN_SENT>ESTABLISHED"]
+SERVER_OPENS = ["LISTEN>SYN_RECV", "SYN_RECV>ESTABLISHED"]
+CLOSES_FIRST = ["ESTABLISHED>FIN_WAIT1", "FIN_WAIT1>FIN_WAIT2", "FIN_WAIT2>CLOSE"]
+CLOSES_SECOND = ["ESTABLISHED>CLOSE_WAIT", "CLOSE_WAIT>LAST_ACK", "LAST_ACK>CLOSE"]
+IS_RESET = ["ESTABLISHED>CLOSE"]
+
+WAYS = [("tp_btf", "sk_storage"), ("tp_btf", "hash"), ("tracepoint", "hash")]
+
+
+@pytest.fixture(params=WAYS, ids="-".join)
+def way(request: pytest.FixtureRequest) -> dict[str, str]:
+    """Every way that this kernel has."""
+    hook, storage = request.param
+    return {"hook": hook, "storage": storage}
+
+
+def client_first(pair: Pair) -> None:
+    pair.client.close()
+    wait_closed(pair.server)
+    pair.server.close()
+
+
+def server_first(pair: Pair) -> None:
+    pair.server.close()
+    wait_closed(pair.client)
+    pair.client.close()
+
+
+def client_resets(pair: Pair) -> None:
+    reset(pair.client)
+    wait_closed(pair.server)
+    pair.server.close()
+
+
+def server_resets(pair: Pair) -> None:
+    reset(pair.server)
+    wait_closed(pair.client)
+    pair.client.close()
+
+
+def half_closed(pair: Pair) -> None:
+    pair.client.shutdown(socket.SHUT_WR)
+    wait_closed(pair.server)
+    pair.server.sendall(b"still here")
+    assert pair.client.recv(10) == b"still here"
+    pair.server.close()
+    wait_closed(pair.client)
+    pair.client.close()
+
+
+def closed(port: int, sockets: int) -> Callable[[list[StateChange]], bool]:
+    """Whether so many sockets with this port, at either end, have come to CLOSE."""
+
+    def enough(seen: list[StateChange]) -> bool:
+        ends = [event for event in seen if event.newstate == "CLOSE"]
+        return len([event for event in ends if port in (event.lport, event.rport)]) >= sockets
+
+    return enough
+
+
+def path(events: list[StateChange]) -> list[str]:
+    return [f"{event.oldstate}>{event.newstate}" for event in events]
+
+
+def by_socket(events: list[StateChange], port: int) -> dict[str, list[StateChange]]:
+    """The events of each socket with this port at either end, by its part; others' are left out."""
+    parts = {"SYN_SENT": "client", "SYN_RECV": "server", "LISTEN": "listener"}
+    found: dict[str, list[StateChange]] = {}
+    open_now: dict[int, list[StateChange]] = {}
+    for event in sorted(events, key=lambda event: event.time_ns):
+        changes = open_now.setdefault(event.skaddr, [])
+        changes.append(event)
+        if event.newstate == "CLOSE":
+            del open_now[event.skaddr]
+            if port in (event.lport, event.rport):
+                found[parts[changes[0].newstate]] = changes
+    return found
+
+
+@pytest.mark.parametrize(
+    ("end", "client", "server"),
+    [
+        (client_first, CLOSES_FIRST, CLOSES_SECOND),
+        (server_first, CLOSES_SECOND, CLOSES_FIRST),
+        (client_resets, IS_RESET, IS_RESET),
+        (server_resets, IS_RESET, IS_RESET),
+        (half_closed, CLOSES_FIRST, CLOSES_SECOND),
+    ],
+)
+def test_both_ends_of_a_session(
+    family: int,
+    way: dict[str, str],
+    end: Callable[[Pair], None],
+    client: list[str],
+    server: list[str],
+) -> None:
+    with tcpobs.states(**way) as events:  # type: ignore[arg-type]
+        pair = connect(family)
+        client_port, server_port = pair.ports
+        end(pair)
+        seen = gather(events, closed(server_port, 3))
+        assert not events.losses
+    ends = by_socket(seen, server_port)
+    assert path(ends["client"]) == CLIENT_OPENS + client
+    assert path(ends["server"]) == SERVER_OPENS + server
+    assert path(ends["listener"]) == ["CLOSE>LISTEN", "LISTEN>CLOSE"]
+
+    address = LOOPBACK[socket.AddressFamily(family)]
+    for event in ends["client"] + ends["server"] + ends["listener"]:
+        assert event.ip == (4 if family == socket.AF_INET else 6)
+        assert str(event.laddr) == address
+        if event.newstate in ("SYN_SENT", "FIN_WAIT1", "LAST_ACK", "LISTEN"):  # by a system call
+            assert (event.c_pid, event.c_comm) == (os.getpid(), comm())
+    for event in ends["client"][1:]:  # at SYN_SENT the local port is not chosen yet
+        assert (str(event.raddr), event.lport, event.rport) == (address, client_port, server_port)
+    for event in ends["server"][1:]:
+        assert (str(event.raddr), event.lport, event.rport) == (address, server_port, client_port)
+    for event in ends["listener"]:
+        assert (event.lport, event.rport) == (server_port, 0)
+
+
+def comm() -> str:
+    with open("/proc/self/comm") as file:
+        return file.read().rstrip("\n")
+
+
+def test_spans_are_the_time_in_the_old_state(family: int) -> None:
+    with tcpobs.states() as events:
+        before = time.monotonic_ns()
+        pair = connect(family)
+        port = pair.ports[1]
+        client_first(pair)
+        after = time.monotonic_ns()
+        seen = gather(events, closed(port, 3))
+    for changes in by_socket(seen, port).values():
+        assert changes[0].span_ns == 0
+        for earlier, later in zip(changes, changes[1:]):
+            assert later.span_ns == later.time_ns - earlier.time_ns
+            assert before < earlier.time_ns <= later.time_ns < after
+
+
+def test_refused() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        port = listener.getsockname()[1]
+    with tcpobs.states(remote_ports=[port]) as events:
+        with pytest.raises(ConnectionRefusedError):
+            socket.create_connection(("127.0.0.1", port))
+        seen = gather(events, closed(port, 1))
+    assert path(seen) == ["CLOSE>SYN_SENT", "SYN_SENT>CLOSE"]
+    assert seen[1].lport != 0
+
+
+def test_a_socket_that_connects_again_starts_anew() -> None:
+    """What is remembered of a socket ends with CLOSE, though the socket may live on."""
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        port = listener.getsockname()[1]
+    with tcpobs.states(remote_ports=[port]) as events, socket.socket() as client:
+        for _ in range(2):
+            assert client.connect_ex(("127.0.0.1", port)) != 0
+        seen = gather(events, closed(port, 2))
+    assert [event.span_ns == 0 for event in seen] == [True, False, True, False]
+
+
+def test_mapped_ipv4() -> None:
+    """IPv4 on an IPv6 socket keeps the socket's family, and both addresses their own side."""
+    with tcpobs.states() as events:
+        with socket.create_server(("::", 0), family=socket.AF_INET6, dualstack_ipv6=True) as listener:
+            client = socket.socket(socket.AF_INET6)
+            client.bind(("::ffff:127.0.0.2", 0))
+            port = listener.getsockname()[1]
+            client.connect(("::ffff:127.0.0.1", port))
+            server, _ = listener.accept()
+        client_first(Pair(client, server))
+        ends = by_socket(gather(events, closed(port, 3)), port)
+    for event in ends["client"]:
+        assert event.laddr == ip_address("::ffff:127.0.0.2")
+        assert event.raddr == ip_address("::ffff:127.0.0.1")
+    assert path(ends["client"]) == CLIENT_OPENS + CLOSES_FIRST
+    assert [event.ip for event in ends["server"]] == [6] * 5
+
+
+def test_both_close_at_once_in_other_network_namespaces() -> None:
+    """Each end's FIN is on the wire before the other's arrives: FIN_WAIT1, CLOSING, and no LAST_ACK."""
+    with Wire() as wire, tcpobs.states() as events:
+        pair = wire.connect()
+        port = pair.ports[1]
+        wire.hold()
+        pair.client.shutdown(socket.SHUT_WR)
+        pair.server.shutdown(socket.SHUT_WR)
+        wire.release()
+        for end in pair:
+            wait_state(end, 7)
+            end.close()
+        ends = by_socket(gather(events, closed(port, 3)), port)
+    closing = ["ESTABLISHED>FIN_WAIT1", "FIN_WAIT1>CLOSING", "CLOSING>CLOSE"]
+    assert path(ends["client"]) == CLIENT_OPENS + closing
+    assert path(ends["server"]) == SERVER_OPENS + closing
+    assert {str(event.laddr) for event in ends["client"]} == {wire.addresses[0]}
+    assert {str(event.raddr) for event in ends["client"]} == {wire.addresses[1]}
+
+
+def test_filters_choose_rows_and_never_what_is_known(family: int) -> None:
+    """With -L of the server: its rows and the listener's; their spans are as without a filter."""
+    with socket.create_server(
+        (LOOPBACK[socket.AddressFamily(family)], 0), family=socket.AddressFamily(family)
+    ) as listener:
+        port = listener.getsockname()[1]
+        with tcpobs.states(local_ports=[port]) as local, tcpobs.states(remote_ports=[port]) as remote:
+            client = socket.create_connection(listener.getsockname()[:2])
+            server, _ = listener.accept()
+            client_first(Pair(client, server))
+            of_server = gather(local, closed(port, 1))
+            of_client = gather(remote, closed(port, 1))
+    assert path(of_server) == SERVER_OPENS + CLOSES_SECOND
+    assert path(of_client) == CLIENT_OPENS + CLOSES_FIRST
+    assert all(event.span_ns for event in of_server[1:] + of_client[1:])
+
+
+def test_one_family_only() -> None:
+    with tcpobs.states(ip=4) as four, tcpobs.states(ip=6) as six:
+        ports = {}
+        for family in LOOPBACK:
+            pair = connect(family)
+            ports[family] = pair.ports[1]
+            client_first(pair)
+        seen = gather(four, closed(ports[socket.AF_INET], 3))
+        assert {event.ip for event in seen} == {4}
+        seen = gather(six, closed(ports[socket.AF_INET6], 3))
+        assert {event.ip for event in seen} == {6}
+
+
+def test_every_port_in_a_filter() -> None:
+    with tcpobs.states(local_ports=range(65536)) as events:
+        pair = connect(socket.AF_INET)
+        port = pair.ports[1]
+        client_first(pair)
+        ends = by_socket(gather(events, closed(port, 3)), port)
+    assert sum(map(len, ends.values())) == 12

@@ -1,0 +1,199 @@
+"""What a user gets to read when the host says no: one line, with the remedy."""
+
+from __future__ import annotations
+
+import errno
+import os
+import subprocess
+import sys
+from typing import TYPE_CHECKING
+
+import pytest
+from tcpobs import host
+from tcpobs.errors import TcpobsError
+from tcpobs.host import HostError, Way
+from tcpobs.libbpf import LibbpfError
+
+if TYPE_CHECKING:
+    from collections.abc import Collection
+    from pathlib import Path
+
+    from tcpobs.libbpf import Object
+
+TP_BTF = Way("tp_btf", "sk_storage")
+TRACEPOINT = Way("tracepoint", "hash")
+KPROBE = Way("kprobe", "hash")
+
+BTF = "/sys/kernel/btf/vmlinux"
+TRACEFS = "/sys/kernel/tracing/events"
+KPROBES = "/sys/bus/event_source/devices/kprobe"
+USUAL = frozenset({BTF, TRACEFS, KPROBES})
+
+ROOT = f"Name:\tpython3\nCapEff:\t{(1 << 41) - 1:016x}\nSeccomp:\t0\n"
+NOBODY = "CapEff:\t0000000000000000\n"
+BPF_AND_PERFMON = f"CapEff:\t{1 << 39 | 1 << 38:016x}\n"
+BPF_ALONE = f"CapEff:\t{1 << 39:016x}\n"
+SYS_ADMIN = f"CapEff:\t{1 << 21:016x}\n"
+
+
+def remedy(
+    patch: pytest.MonkeyPatch,
+    ways: Collection[Way],
+    number: int = errno.EINVAL,
+    log: str = "",
+    status: str = ROOT,
+    lockdown: str = "[none] integrity confidentiality",
+    exist: Collection[str] = USUAL,
+) -> str:
+    """What is said when every way fails with this error on such a host."""
+    files = {"/proc/self/status": status, "/sys/kernel/security/lockdown": lockdown}
+    patch.setattr(host, "_read", lambda path: files[path])
+    patch.setattr(os.path, "exists", lambda path: path in exist)
+    text = host._remedy([(way, LibbpfError("bpf_object__load", number, log)) for way in ways])
+    assert "\n" not in text
+    return text
+
+
+ROOT_NEEDED = "tracing needs root, or the capabilities CAP_BPF and CAP_PERFMON: try it with sudo"
+
+
+@pytest.mark.parametrize("number", [errno.EPERM, errno.EACCES])
+@pytest.mark.parametrize("status", [NOBODY, BPF_ALONE, ""])
+def test_not_privileged(number: int, status: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert remedy(monkeypatch, host.WAYS, number, status=status, exist=()) == ROOT_NEEDED
+
+
+@pytest.mark.parametrize("status", [ROOT, SYS_ADMIN, BPF_AND_PERFMON])
+def test_refused_though_privileged(status: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    text = remedy(monkeypatch, [TP_BTF], errno.EPERM, status=status)
+    assert text.startswith("the kernel did not take the program (tp_btf, sk_storage): ")
+    assert "Operation not permitted" in text
+
+
+def test_lockdown(monkeypatch: pytest.MonkeyPatch) -> None:
+    lockdown = "none integrity [confidentiality]"
+    text = remedy(monkeypatch, host.WAYS, errno.EPERM, lockdown=lockdown)
+    assert "locked down (confidentiality)" in text
+    assert "boot with lockdown=integrity or none" in text
+
+
+def test_lockdown_of_integrity_does_no_harm(monkeypatch: pytest.MonkeyPatch) -> None:
+    text = remedy(monkeypatch, host.WAYS, errno.EPERM, lockdown="none [integrity] confidentiality")
+    assert "locked down" not in text
+
+
+def test_no_kernel_btf(monkeypatch: pytest.MonkeyPatch) -> None:
+    text = remedy(monkeypatch, host.WAYS, errno.ESRCH, exist=USUAL - {BTF})
+    assert "/sys/kernel/btf/vmlinux is missing" in text
+    assert "CONFIG_DEBUG_INFO_BTF" in text
+
+
+def test_tracefs_not_mounted(monkeypatch: pytest.MonkeyPatch) -> None:
+    text = remedy(monkeypatch, [TRACEPOINT], errno.ENOENT, exist=USUAL - {TRACEFS})
+    assert text == "tracefs is not mounted: mount -t tracefs tracefs /sys/kernel/tracing"
+
+
+@pytest.mark.parametrize("place", [TRACEFS, "/sys/kernel/debug/tracing/events"])
+def test_tracefs_mounted_in_either_place(place: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    text = remedy(monkeypatch, [TRACEPOINT], errno.ENOENT, exist={BTF, place})
+    assert "tracefs" not in text
+
+
+def test_no_kprobes(monkeypatch: pytest.MonkeyPatch) -> None:
+    text = remedy(monkeypatch, [KPROBE], errno.ENOENT, exist=USUAL - {KPROBES})
+    assert text == "this kernel has no kprobes (CONFIG_KPROBES): leave --hook out"
+
+
+def test_what_the_kernel_said(monkeypatch: pytest.MonkeyPatch) -> None:
+    text = remedy(monkeypatch, host.WAYS, errno.EINVAL, log="first\n  the reason\n\n")
+    assert text == (
+        "the kernel did not take the program (tp_btf, sk_storage): bpf_object__load: Invalid argument;"
+        " the kernel: the reason; see -v"
+    )
+
+
+@pytest.mark.parametrize(
+    ("hook", "storage", "found"),
+    [
+        (None, None, list(host.WAYS)),
+        ("tp_btf", None, [TP_BTF, Way("tp_btf", "hash")]),
+        (None, "hash", [Way("tp_btf", "hash"), TRACEPOINT, KPROBE]),
+        ("tracepoint", "hash", [TRACEPOINT]),
+    ],
+)
+def test_ways(hook: str | None, storage: str | None, found: list[Way]) -> None:
+    assert host.ways(hook, storage) == found
+
+
+def test_no_way() -> None:
+    with pytest.raises(TcpobsError, match="^--hook kprobe does not go with --storage sk_storage$"):
+        host.ways("kprobe", "sk_storage")
+
+
+def set_up_nothing(_: Object) -> None:
+    """The object as it is."""
+
+
+def test_no_object_for_this_machine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(host, "_OBJECTS", str(tmp_path))
+    with pytest.raises(HostError, match=r"life\.bpf\.o is missing: install the tcpobs wheel for ") as raised:
+        host.attach("life", host.WAYS, set_up_nothing)
+    assert "\n" not in str(raised.value)
+
+
+def test_damaged_object(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = tmp_path / os.uname().machine
+    folder.mkdir()
+    (folder / "life.bpf.o").write_bytes(b"damaged")
+    monkeypatch.setattr(host, "_OBJECTS", str(tmp_path))
+    with pytest.raises(HostError, match=r"life\.bpf\.o is damaged .*: install tcpobs again$") as raised:
+        host.attach("life", host.WAYS, set_up_nothing)
+    assert "\n" not in str(raised.value)
+
+
+REINSTALL = "; install tcpobs again, or point TCPOBS_LIBBPF to another one\n"
+
+
+def refusal(libbpf: str, *arguments: str) -> str:
+    """The line that tcpobs ends with, given this libbpf."""
+    ran = subprocess.run(
+        [sys.executable, "-m", "tcpobs", *arguments],
+        env={**os.environ, "TCPOBS_LIBBPF": libbpf},
+        capture_output=True,
+        text=True,
+    )
+    assert (ran.returncode, ran.stdout, ran.stderr.count("\n")) == (1, "", 1)
+    return ran.stderr
+
+
+@pytest.mark.parametrize("arguments", [["--version"], ["states"], ["life"], ["states", "-v"]], ids=" ".join)
+def test_libbpf_missing(arguments: list[str]) -> None:
+    line = refusal("/nonexistent", *arguments)
+    assert line.startswith("tcpobs: libbpf cannot be loaded: /nonexistent: ")
+    assert line.endswith(REINSTALL)
+
+
+def test_not_a_library(tmp_path: Path) -> None:
+    (tmp_path / "libbpf.so.1").write_text("no ELF")
+    assert refusal(f"{tmp_path}/libbpf.so.1", "--version").startswith("tcpobs: libbpf cannot be loaded: ")
+
+
+def library_of(folder: Path, source: str) -> str:
+    """A shared library made from C."""
+    (folder / "libbpf.c").write_text(source)
+    path = f"{folder}/libbpf.so"
+    compiler = [sys.executable, "-m", "ziglang", "cc", "-shared", "-nostdlib"]
+    subprocess.run([*compiler, "-o", path, f"{folder}/libbpf.c"], check=True)
+    return path
+
+
+def test_another_library(tmp_path: Path) -> None:
+    path = library_of(tmp_path, "int something_else(void) { return 0; }")
+    assert refusal(path, "--version") == f"tcpobs: {path} is not libbpf 1.0 or later{REINSTALL}"
+
+
+def test_libbpf_too_old(tmp_path: Path) -> None:
+    path = library_of(
+        tmp_path, "int libbpf_major_version(void) { return 0; } int libbpf_minor_version(void) { return 8; }"
+    )
+    assert refusal(path, "--version") == f"tcpobs: {path} is libbpf 0.8, and 1.0 is needed{REINSTALL}"
