@@ -55,7 +55,8 @@ $(PACKAGE)/_lib/libbpf.so.1: build/libbpf/$(HERE)/libbpf.so.1
 # ---- the BPF objects: compiled once for each architecture, with BTF and without DWARF
 
 CLANG := $(PYTHON) -m ziglang clang
-BPF_CFLAGS := -target bpf -mcpu=v3 -O2 -g -Wall -Wextra -Werror -Wno-unused-parameter -Ibuild/include
+BPF_CFLAGS := -target bpf -mcpu=v3 -O2 -g -Wall -Wextra -Werror -Wno-unused-parameter \
+	-fdebug-compilation-dir=. -Ibuild/include
 ARCH_x86_64 := x86
 ARCH_aarch64 := arm64
 PROGRAMS := $(patsubst bpf/%.bpf.c,%,$(wildcard bpf/*.bpf.c))
@@ -99,7 +100,7 @@ check: $(VENV)/dev.stamp $(VENV)/bin/tcpobs ## ruff, mypy, clang-format
 	@$(VENV)/bin/ruff check --quiet .
 	@$(VENV)/bin/ruff format --quiet --check .
 	@$(VENV)/bin/mypy
-	@$(VENV)/bin/clang-format --dry-run --Werror bpf/*.[ch] bench/*.c
+	@$(VENV)/bin/clang-format --dry-run --Werror bpf/*.[ch] bench/*.c tests/wheel/*.c
 
 test: $(VENV)/dev.stamp $(VENV)/bin/tcpobs wheel check ## everything is checked and tested, on the live kernel
 	@$(VENV)/bin/pytest

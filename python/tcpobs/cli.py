@@ -31,6 +31,7 @@ class _Parser(argparse.ArgumentParser):
     """A parser that puts an error on one line."""
 
     def error(self, message: str) -> NoReturn:
+        message = "".join(c if c.isprintable() else ascii(c)[1:-1] for c in message)
         self.exit(2, f"{self.prog}: {message} (see {self.prog} --help)\n")
 
 

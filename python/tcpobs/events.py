@@ -7,6 +7,7 @@ import time
 from contextlib import suppress
 
 from tcpobs import host
+from tcpobs.errors import TcpobsError
 from tcpobs.libbpf.resource import Resource
 from tcpobs.libbpf.ringbuf import HEADER_SIZE, RingBuffer
 from tcpobs.records import decoder
@@ -116,6 +117,10 @@ class Events(Resource, Generic[R]):
         `duration` is in seconds, `buffer_size` in bytes (rounded up to a power of two), `max_sockets`
         counts sockets. `hook` and `storage` force a way (see host.WAYS). Raises TcpobsError.
         """
+        if not 0 < buffer_size <= 1 << 30:
+            raise TcpobsError(f"buffer_size is at most 1 GiB, not {buffer_size} bytes")
+        if not 0 < max_sockets < 1 << 32:
+            raise TcpobsError(f"max_sockets is from 1 to 4294967295, not {max_sockets}")
         buffer_size = 1 << max(16, (buffer_size - 1).bit_length())
 
         def set_up(object: Object) -> None:

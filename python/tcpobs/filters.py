@@ -22,6 +22,8 @@ def constants(
     """The values of the programs' constants. None leaves everything through; `ip` is 4 or 6."""
     if ip not in (None, 4, 6):
         raise TcpobsError(f"ip is 4 or 6, not {ip}")
+    if pid is not None and pid < 1:
+        raise TcpobsError(f"a pid is 1 or more, not {pid}")
     return {
         "lports": _ports(local_ports),
         "rports": _ports(remote_ports),

@@ -11,7 +11,7 @@ import os
 from collections import namedtuple
 
 from tcpobs.errors import TcpobsError
-from tcpobs.libbpf.errors import LibbpfError
+from tcpobs.libbpf.errors import LibbpfError, LibraryMissing
 from tcpobs.libbpf.object import Object
 
 TYPE_CHECKING = False
@@ -100,6 +100,8 @@ def _object(tool: str) -> bytes:
 def _open(tool: str, data: bytes) -> Object:
     try:
         return Object(data, tool)
+    except LibraryMissing:
+        raise
     except LibbpfError as error:
         raise HostError(f"the object {tool}.bpf.o is damaged ({error}): install tcpobs again") from error
 

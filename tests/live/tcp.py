@@ -56,6 +56,49 @@ def wait_closed(end: socket.socket) -> None:
         assert end.recv(1) == b""
 
 
+def client_first(pair: Pair) -> None:
+    """The client closes, then the server."""
+    pair.client.close()
+    wait_closed(pair.server)
+    pair.server.close()
+
+
+def server_first(pair: Pair) -> None:
+    """The server closes, then the client."""
+    pair.server.close()
+    wait_closed(pair.client)
+    pair.client.close()
+
+
+def client_resets(pair: Pair) -> None:
+    """The client resets."""
+    reset(pair.client)
+    wait_closed(pair.server)
+    pair.server.close()
+
+
+def server_resets(pair: Pair) -> None:
+    """The server resets."""
+    reset(pair.server)
+    wait_closed(pair.client)
+    pair.client.close()
+
+
+def half_closed(pair: Pair) -> None:
+    """The server still talks after the client's FIN."""
+    pair.client.shutdown(socket.SHUT_WR)
+    wait_closed(pair.server)
+    pair.server.sendall(b"still here")
+    assert pair.client.recv(10) == b"still here"
+    pair.server.close()
+    wait_closed(pair.client)
+    pair.client.close()
+
+
+ENDS = (client_first, server_first, client_resets, server_resets, half_closed)
+"""Every way to end a session."""
+
+
 def byte_counts(end: socket.socket) -> tuple[int, int]:
     """bytes_acked and bytes_received of getsockopt(TCP_INFO) (struct tcp_info, linux/tcp.h)."""
     info = end.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, 136)

@@ -11,7 +11,18 @@ from ipaddress import ip_address
 import pytest
 
 import tcpobs
-from live.tcp import LOOPBACK, Pair, connect, gather, reset, wait_closed, wait_state
+from live.tcp import (
+    LOOPBACK,
+    Pair,
+    client_first,
+    client_resets,
+    connect,
+    gather,
+    half_closed,
+    server_first,
+    server_resets,
+    wait_state,
+)
 from live.wire import Wire
 from tcpobs import StateChange
 
@@ -29,40 +40,6 @@ def way(request: pytest.FixtureRequest) -> dict[str, str]:
     """Every way that this kernel has."""
     hook, storage = request.param
     return {"hook": hook, "storage": storage}
-
-
-def client_first(pair: Pair) -> None:
-    pair.client.close()
-    wait_closed(pair.server)
-    pair.server.close()
-
-
-def server_first(pair: Pair) -> None:
-    pair.server.close()
-    wait_closed(pair.client)
-    pair.client.close()
-
-
-def client_resets(pair: Pair) -> None:
-    reset(pair.client)
-    wait_closed(pair.server)
-    pair.server.close()
-
-
-def server_resets(pair: Pair) -> None:
-    reset(pair.server)
-    wait_closed(pair.client)
-    pair.client.close()
-
-
-def half_closed(pair: Pair) -> None:
-    pair.client.shutdown(socket.SHUT_WR)
-    wait_closed(pair.server)
-    pair.server.sendall(b"still here")
-    assert pair.client.recv(10) == b"still here"
-    pair.server.close()
-    wait_closed(pair.client)
-    pair.client.close()
 
 
 def closed(port: int, sockets: int) -> Callable[[list[StateChange]], bool]:

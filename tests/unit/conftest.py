@@ -7,11 +7,16 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
+from hypothesis import settings
+
 import tcpobs
 from tcpobs.libbpf import Object
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
+
+settings.register_profile("unit", deadline=None)  # a busy machine is no failure
+settings.load_profile("unit")
 
 OBJECTS = Path(tcpobs.__file__).parent / "_objects"
 """Where the objects, by machine, and their source are."""

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import ctypes
 import re
-from typing import TYPE_CHECKING
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
+
 from tcpobs.libbpf import Btf, Kind, LibbpfError, Object
 
 from .conftest import OBJECTS, object_file
@@ -18,8 +20,7 @@ if TYPE_CHECKING:
 
     from tcpobs.libbpf import Type
 
-C_TYPES: dict[str, type[ctypes.c_uint8 | ctypes.c_uint16 | ctypes.c_uint32 | ctypes.c_uint64 | ctypes.c_char]]
-C_TYPES = {
+C_TYPES: dict[str, Any] = {
     "__u8": ctypes.c_uint8,
     "__u16": ctypes.c_uint16,
     "__u32": ctypes.c_uint32,
@@ -35,7 +36,7 @@ def structs_of_header() -> dict[str, type[ctypes.Structure]]:
     for name, body in re.findall(r"struct (\w+) \{(.*?)\};", text, flags=re.DOTALL):
         fields = []
         for kind, field, length in re.findall(r"(?:struct )?(\w+) (\w+)(?:\[(\d+)\])?;", body):
-            c_type: type = found.get(kind) or C_TYPES[kind]
+            c_type = found.get(kind) or C_TYPES[kind]
             fields.append((field, c_type * int(length) if length else c_type))
         found[name] = type(name, (ctypes.Structure,), {"_fields_": fields})
     return found
@@ -243,7 +244,7 @@ DAMAGES: dict[str, Callable[[bytes], bytes]] = {
     "a byte short": lambda data: data[:-1],
     "no BTF": lambda data: data.replace(b".BTF\0", b".XTF\0"),
     "another machine's": lambda data: data[:18] + b"\x3e\0" + data[20:],
-    "a program": lambda _: open("/bin/true", "rb").read(),
+    "a program": lambda _: Path("/bin/true").read_bytes(),
     "text": lambda _: b"#!/bin/sh\n" * 100,
 }
 
@@ -251,7 +252,7 @@ DAMAGES: dict[str, Callable[[bytes], bytes]] = {
 @pytest.mark.parametrize("damage", DAMAGES)
 def test_a_damaged_object_is_refused(damage: str) -> None:
     data = object_file("life").read_bytes()
-    with pytest.raises(LibbpfError, match="^bpf_object__open_mem: "):
+    with pytest.raises(LibbpfError, match=r"^bpf_object__open_mem: "):
         Object(DAMAGES[damage](data), "life")
 
 
@@ -274,7 +275,7 @@ def test_a_truncated_object_is_refused(cut: int) -> None:
 
 @pytest.mark.parametrize("path", ["/bin/true", "/dev/null", "/nonexistent"])
 def test_a_file_without_btf_is_refused(path: str) -> None:
-    with pytest.raises(LibbpfError, match="^btf__parse: "):
+    with pytest.raises(LibbpfError, match=r"^btf__parse: "):
         Btf.of_file(path)
 
 

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, NamedTuple
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+
 from tcpobs.clock import Clock
 from tcpobs.columns import CSV, JSON, TEXT, WIDE, Column, Table
 from tcpobs.libbpf import Object

@@ -9,6 +9,7 @@ import sys
 from typing import TYPE_CHECKING
 
 import pytest
+
 from tcpobs import host
 from tcpobs.errors import TcpobsError
 from tcpobs.host import HostError, Way
@@ -126,7 +127,7 @@ def test_ways(hook: str | None, storage: str | None, found: list[Way]) -> None:
 
 
 def test_no_way() -> None:
-    with pytest.raises(TcpobsError, match="^--hook kprobe does not go with --storage sk_storage$"):
+    with pytest.raises(TcpobsError, match=r"^--hook kprobe does not go with --storage sk_storage$"):
         host.ways("kprobe", "sk_storage")
 
 
@@ -161,6 +162,7 @@ def refusal(libbpf: str, *arguments: str) -> str:
         env={**os.environ, "TCPOBS_LIBBPF": libbpf},
         capture_output=True,
         text=True,
+        timeout=60,  # were it to trace after all
     )
     assert (ran.returncode, ran.stdout, ran.stderr.count("\n")) == (1, "", 1)
     return ran.stderr

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+
 from tcpobs import filters
 from tcpobs.errors import TcpobsError
 
@@ -49,8 +50,10 @@ def test_a_bit_for_each_port(local: set[int], remote: set[int], life_object: Obj
         assert held["any"] is False
         assert isinstance(held["bits"], bytes)
         # HOLDS() of bpf/filter.bpf.h: bits[port >> 3] & 1 << (port & 7)
-        bits = int.from_bytes(held["bits"], "little")
-        assert {port for port in range(65536) if bits >> port & 1} == ports
+        bits = enumerate(held["bits"])
+        assert {
+            place << 3 | bit for place, byte in bits if byte for bit in range(8) if byte & 1 << bit
+        } == ports
 
 
 @pytest.mark.parametrize("port", [-1, 65536])

@@ -8,13 +8,19 @@ import sys
 from email.parser import BytesParser
 from io import BytesIO
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import pytest
+from elftools.elf.dynamic import DynamicSection, DynamicTag
 from elftools.elf.elffile import ELFFile
+from elftools.elf.gnuversions import GNUVerNeedSection
+from elftools.elf.sections import SymbolTableSection
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
     from email.message import Message
+
+    from wheel.conftest import Wheel
 
 MOST_BYTES = 500 * 1024
 NEWEST_GLIBC = (2, 17)
@@ -42,45 +48,50 @@ LICENCES = {
 
 
 @pytest.fixture(params=[(platform, machine) for platform in PLATFORMS for machine in MACHINES], ids="-".join)
-def wheel(request: pytest.FixtureRequest, wheels: dict[tuple[str, str], Any]) -> Any:
+def wheel(request: pytest.FixtureRequest, wheels: Mapping[tuple[str, str], Wheel]) -> Wheel:
     """Each of the four."""
-    return wheels[request.param]
+    platform, machine = request.param
+    return wheels[platform, machine]
 
 
 @pytest.fixture
-def libbpf(wheel: Any) -> ELFFile:
+def libbpf(wheel: Wheel) -> ELFFile:
     """Its libbpf.so.1."""
     return ELFFile(BytesIO(wheel.read("tcpobs/_lib/libbpf.so.1")))
 
 
-def _platforms(wheel: Any) -> list[str]:
+def _platforms(wheel: Wheel) -> list[str]:
     return [platform.format(wheel.machine) for platform in PLATFORMS[wheel.platform]]
 
 
-def _message(wheel: Any, name: str) -> Message:
+def _text(tag: DynamicTag, attribute: str) -> object:
+    # Set by pyelftools on those tags that have a text; its types do not say so.
+    return vars(tag)[attribute]
+
+
+def _message(wheel: Wheel, name: str) -> Message:
     return BytesParser().parsebytes(wheel.read(f"*.dist-info/{name}"))
 
 
-def test_size(wheel: Any) -> None:
+def test_size(wheel: Wheel) -> None:
     assert wheel.path.stat().st_size <= MOST_BYTES
 
 
-def test_tags(wheel: Any) -> None:
+def test_tags(wheel: Wheel) -> None:
     assert wheel.path.name.endswith(f"-py3-none-{'.'.join(_platforms(wheel))}.whl")
     message = _message(wheel, "WHEEL")
     assert sorted(message.get_all("Tag", [])) == sorted(f"py3-none-{tag}" for tag in _platforms(wheel))
     assert message["Root-Is-Purelib"] == "false"
 
 
-def test_auditwheel_agrees_with_the_tag(wheel: Any) -> None:
-    command = [sys.executable, "-m", "auditwheel", "show", wheel.path]
+def test_auditwheel_agrees_with_the_tag(wheel: Wheel) -> None:
+    command = [sys.executable, "-m", "auditwheel", "show", str(wheel.path)]
     said = " ".join(subprocess.run(command, check=True, capture_output=True, text=True).stdout.split())
     assert f'following platform tag: "{_platforms(wheel)[0]}".' in said
-    assert "The wheel requires no external shared libraries!" in said
 
 
 @pytest.mark.parametrize("python", ["3.9", "3.14"])
-def test_pip_takes_it(wheel: Any, python: str, tmp_path: Path) -> None:
+def test_pip_takes_it(wheel: Wheel, python: str, tmp_path: Path) -> None:
     """Pip finds the tags fit for each of the platforms, and the RECORD true."""
     for platform in _platforms(wheel):
         target = tmp_path / platform
@@ -90,17 +101,14 @@ def test_pip_takes_it(wheel: Any, python: str, tmp_path: Path) -> None:
         assert (target / "tcpobs/_lib/libbpf.so.1").is_file()
 
 
-def test_no_paths_of_the_host(wheel: Any, checkout: Path) -> None:
-    paths = {str(checkout), str(Path.home()), sys.prefix, "/home/", "/root/", "site-packages"}
-    pattern = re.compile(b"|".join(re.escape(path.encode()) for path in paths if path != "/"))
-    assert not [
-        (name, pattern.findall(wheel.read(name)))
-        for name in wheel.names()
-        if pattern.search(wheel.read(name))
-    ]
+def test_no_paths_of_the_host(wheel: Wheel, checkout: Path) -> None:
+    paths = {str(checkout), f"{Path.home()}/", sys.prefix, "/home/", "/root/", "site-packages", "ziglang"}
+    pattern = re.compile(b"|".join(re.escape(path.encode()) for path in sorted(paths)))
+    found = {name: pattern.findall(wheel.read(name)) for name in wheel.names()}
+    assert {name: paths for name, paths in found.items() if paths} == {}
 
 
-def test_no_more_files_than_meant(wheel: Any) -> None:
+def test_no_more_files_than_meant(wheel: Wheel) -> None:
     stem = wheel.path.name.split("-py3-")[0]
     places = (
         r"tcpobs/(libbpf/|tools/)?\w+\.py",
@@ -113,28 +121,32 @@ def test_no_more_files_than_meant(wheel: Any) -> None:
     assert [name for name in wheel.names() if not re.fullmatch("|".join(places), name)] == []
 
 
-def test_the_library_is_for_the_machine(wheel: Any, libbpf: ELFFile) -> None:
+def test_the_library_is_for_the_machine(wheel: Wheel, libbpf: ELFFile) -> None:
     assert libbpf["e_machine"] == MACHINES[wheel.machine]
     assert libbpf["e_type"] == "ET_DYN"
 
 
-def test_the_library_needs_libc_only(wheel: Any, libbpf: ELFFile) -> None:
-    tags = list(libbpf.get_section_by_name(".dynamic").iter_tags())
-    needed = {tag.needed for tag in tags if tag.entry.d_tag == "DT_NEEDED"}
+def test_the_library_needs_libc_only(wheel: Wheel, libbpf: ELFFile) -> None:
+    section = libbpf.get_section_by_name(".dynamic")
+    assert isinstance(section, DynamicSection)
+    tags = list(section.iter_tags())
+    needed = {_text(tag, "needed") for tag in tags if tag.entry.d_tag == "DT_NEEDED"}
     if wheel.platform == "manylinux":
         assert needed - {LOADERS[wheel.machine]} == {"libc.so.6"}
     else:
         assert needed == {f"libc.musl-{wheel.machine}.so.1"}
-    assert [tag.soname for tag in tags if tag.entry.d_tag == "DT_SONAME"] == ["libbpf.so.1"]
+    assert [_text(tag, "soname") for tag in tags if tag.entry.d_tag == "DT_SONAME"] == ["libbpf.so.1"]
     assert not [tag for tag in tags if tag.entry.d_tag in ("DT_RPATH", "DT_RUNPATH")]
 
 
-def test_the_library_runs_with_glibc_of_2012(wheel: Any, libbpf: ELFFile) -> None:
+def test_the_library_runs_with_glibc_of_2012(wheel: Wheel, libbpf: ELFFile) -> None:
     section = libbpf.get_section_by_name(".gnu.version_r")
-    versions = (
-        [aux.name for _, auxiliaries in section.iter_versions() for aux in auxiliaries] if section else []
-    )
-    assert bool(versions) == (wheel.platform == "manylinux")
+    if wheel.platform == "musllinux":
+        assert section is None
+        return
+    assert isinstance(section, GNUVerNeedSection)
+    versions = [needed.name for _, of_library in section.iter_versions() for needed in of_library]
+    assert versions
     for version in versions:
         match = re.fullmatch(r"GLIBC_(\d+)\.(\d+)(\.\d+)?", version)
         assert match, version
@@ -143,8 +155,9 @@ def test_the_library_runs_with_glibc_of_2012(wheel: Any, libbpf: ELFFile) -> Non
 
 def test_the_library_shows_only_what_libbpf_does(libbpf: ELFFile) -> None:
     """Neither libelf's nor zlib's names get in the way of others in the process."""
-    symbols = libbpf.get_section_by_name(".dynsym").iter_symbols()
-    shown = {symbol.name for symbol in symbols if symbol["st_shndx"] != "SHN_UNDEF"}
+    section = libbpf.get_section_by_name(".dynsym")
+    assert isinstance(section, SymbolTableSection)
+    shown = {symbol.name for symbol in section.iter_symbols() if symbol["st_shndx"] != "SHN_UNDEF"}
     assert {"bpf_object__open_mem", "btf__free", "ring_buffer__new", "libbpf_major_version"} <= shown
     ours = re.compile(
         r"(bpf|btf|libbpf|ring_buffer|user_ring_buffer|perf_buffer|user_ring|ring)_\w+|LIBBPF_[\d.]+"
@@ -152,7 +165,7 @@ def test_the_library_shows_only_what_libbpf_does(libbpf: ELFFile) -> None:
     assert [name for name in shown if not ours.fullmatch(name)] == []
 
 
-def test_objects_are_for_the_machine_alone(wheel: Any, checkout: Path) -> None:
+def test_objects_are_for_the_machine_alone(wheel: Wheel, checkout: Path) -> None:
     objects = [name for name in wheel.names() if name.endswith(".o")]
     programs = [path.name.replace(".c", ".o") for path in (checkout / "bpf").glob("*.bpf.c")]
     assert sorted(objects) == sorted(f"tcpobs/_objects/{wheel.machine}/{program}" for program in programs)
@@ -165,22 +178,25 @@ def test_objects_are_for_the_machine_alone(wheel: Any, checkout: Path) -> None:
         assert [section for section in sections if ".debug" in section] == [], name
 
 
-def test_licences(wheel: Any) -> None:
+def test_licences(wheel: Wheel) -> None:
     for name, text in LICENCES.items():
         assert text in wheel.read(name), name
 
 
-def test_notice_names_the_versions(wheel: Any, checkout: Path) -> None:
+def test_notice_names_the_versions(wheel: Wheel, checkout: Path) -> None:
     """The notice beside the library is of the sources that were fetched."""
     sources = (checkout / "packaging/libbpf/sources").read_text()
     notice = wheel.read("tcpobs/_lib/NOTICE").decode()
     versions = re.findall(r"\b(libbpf|elfutils|zlib) (\d+(?:\.\d+)+)", notice)
     assert {package for package, _ in versions} == {"libbpf", "elfutils", "zlib"}
     for package, version in versions:
-        assert re.search(rf"{package}_{re.escape(version)}\b", sources), (package, version)
+        assert re.search(rf"/{package}_(?:\S+\+really)?{re.escape(version)}\.orig\b", sources), (
+            package,
+            version,
+        )
 
 
-def test_metadata(wheel: Any) -> None:
+def test_metadata(wheel: Wheel) -> None:
     message = _message(wheel, "METADATA")
     requires = [requirement.replace('"', "'") for requirement in message.get_all("Requires-Dist", [])]
     assert [requirement for requirement in requires if not requirement.endswith("; extra == 'journal'")] == []
@@ -189,6 +205,6 @@ def test_metadata(wheel: Any) -> None:
     assert wheel.path.name.startswith(f"{message['Name']}-{message['Version']}-")
 
 
-def test_entry_point(wheel: Any) -> None:
+def test_entry_point(wheel: Wheel) -> None:
     lines = wheel.read("*.dist-info/entry_points.txt").decode().split("\n")
     assert [line for line in lines if line] == ["[console_scripts]", "tcpobs = tcpobs.cli:main"]

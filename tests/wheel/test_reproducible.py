@@ -6,12 +6,14 @@ import os
 import subprocess
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import pytest
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
+
+    from wheel.conftest import Wheel
 
 MACHINE = os.uname().machine
 TARGETS = {"manylinux": "{}-linux-gnu.2.17", "musllinux": "{}-linux-musl"}
@@ -44,7 +46,7 @@ def test_libbpf(checkout: Path, tmp_path: Path) -> None:
     assert (tmp_path / "libbpf.so.1").read_bytes() == built.read_bytes()
 
 
-def test_objects(checkout: Path, tmp_path: Path, wheels: Mapping[tuple[str, str], Any]) -> None:
+def test_objects(checkout: Path, tmp_path: Path, wheels: Mapping[tuple[str, str], Wheel]) -> None:
     """Compiled anew, the BPF objects are those in the wheels."""
     names = {
         wheel: [name.removeprefix("tcpobs/_objects/") for name in wheel.names() if name.endswith(".o")]
@@ -60,14 +62,14 @@ def test_objects(checkout: Path, tmp_path: Path, wheels: Mapping[tuple[str, str]
 @pytest.mark.parametrize("platform", TARGETS)
 @pytest.mark.parametrize("machine", ["x86_64", "aarch64"])
 def test_wheel(
-    checkout: Path, tmp_path: Path, wheels: Mapping[tuple[str, str], Any], platform: str, machine: str
+    checkout: Path, tmp_path: Path, wheels: Mapping[tuple[str, str], Wheel], platform: str, machine: str
 ) -> None:
     """Packed anew, another day, for another user's umask."""
+    pip = [sys.executable, "-m", "pip", "wheel"]
     before = os.umask(0o077)
     try:
         _run(
-            [sys.executable, "-m", "pip", "wheel", "--quiet", "--no-build-isolation", "--no-deps"]
-            + [f"--wheel-dir={tmp_path}", "."],
+            [*pip, "--quiet", "--no-build-isolation", "--no-deps", f"--wheel-dir={tmp_path}", "."],
             checkout,
             TCPOBS_TARGET=TARGETS[platform].format(machine),
         )

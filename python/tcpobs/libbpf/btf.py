@@ -76,7 +76,10 @@ class Type:
             raise LibbpfError(f"BTF has no type {id}")
         name, info, self._reference = struct.unpack("=III", ctypes.string_at(self._address, 12))
         self.name = btf.string(name)
-        self.kind = Kind(info >> 24 & 0x1F)
+        try:
+            self.kind = Kind(info >> 24 & 0x1F)
+        except ValueError:
+            raise LibbpfError(f"BTF type {id} is of no known kind") from None
         self._vlen = info & 0xFFFF
         self._flag = bool(info >> 31)
 
@@ -171,7 +174,9 @@ class Type:
             signed = type._flag
         else:
             raise LibbpfError(f"{self!r} is not a number")
-        letter = _INTEGERS[type.size]
+        letter = _INTEGERS.get(type.size)
+        if letter is None:
+            raise LibbpfError(f"{self!r} has {type.size} bytes")
         return letter if signed else letter.upper()
 
     def pack(self, value: Value) -> bytes:
@@ -192,8 +197,9 @@ class Type:
                 data[start : start + len(packed)] = packed
             return bytes(data)
         if type.kind is Kind.ARRAY:
+            if isinstance(value, (int, str)):
+                raise LibbpfError(f"{value!r} is not an array")
             if not isinstance(value, bytes):
-                assert not isinstance(value, (int, str))
                 value = b"".join(type.target.pack(element) for element in value)
             if len(value) > type.size:
                 raise LibbpfError(f"{len(value)} bytes do not fit into {type.size} of {type!r}")
@@ -255,7 +261,7 @@ class Btf(Resource):
     def string(self, offset: int) -> str:
         """The string at an offset of the string section."""
         text: bytes = library().btf__name_by_offset(self.handle, offset) or b""
-        return text.decode()
+        return text.decode(errors="replace")
 
     def find(self, name: str, kind: Kind) -> Type | None:
         """The type of this name and kind, or None."""

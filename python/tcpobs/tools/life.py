@@ -59,9 +59,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def _pid(text: str) -> int:
     import argparse
 
-    if not (text.isascii() and text.isdigit() and 0 < int(text) < 1 << 22):
+    pid = listing.whole_number(text, 1, (1 << 22) - 1)
+    if pid is None:
         raise argparse.ArgumentTypeError(f"{text!r} is not a PID")
-    return int(text)
+    return pid
 
 
 def run(arguments: argparse.Namespace) -> None:

@@ -117,7 +117,7 @@ def run(
         shown = [*clock.columns(arguments.time, arguments.timestamp), *columns]
         table = Table(shown, mode, record)
         output.write(table.header())
-        told, look = trace.losses, time.monotonic() + LOSSES_SECONDS
+        told, look = events.Losses(), time.monotonic() + LOSSES_SECONDS
         # Nothing below makes reference cycles; looking for them would double the cost of a batch.
         gc.disable()
         for batch in trace.batches():
@@ -196,12 +196,21 @@ def _with_headers(name: str) -> str:
     return "".join(lines)
 
 
+def whole_number(text: str, low: int, high: int) -> int | None:
+    """The number that the text is, if it is one from `low` to `high`."""
+    if text.isascii() and text.isdigit() and len(text) <= 20 and low <= int(text) <= high:
+        return int(text)
+    return None
+
+
 def _ports(text: str) -> list[int]:
-    ports = text.split(",")
-    for port in ports:
-        if not (port.isascii() and port.isdigit() and int(port) <= 65535):
-            raise argparse.ArgumentTypeError(f"{port!r} is not a port: give 0 to 65535, like 80,443")
-    return list(map(int, ports))
+    ports = []
+    for part in text.split(","):
+        port = whole_number(part, 0, 65535)
+        if port is None:
+            raise argparse.ArgumentTypeError(f"{part!r} is not a port: give 0 to 65535, like 80,443")
+        ports.append(port)
+    return ports
 
 
 def _seconds(text: str) -> float:
@@ -216,13 +225,15 @@ def _seconds(text: str) -> float:
 
 def _size(text: str) -> int:
     digits = text.rstrip("KMkm")
-    unit = {"": 1, "k": 1 << 10, "m": 1 << 20}.get(text[len(digits) :].lower())
-    if not (digits.isascii() and digits.isdigit() and unit and 1 << 16 <= int(digits) * unit <= 1 << 30):
+    unit = {"": 1, "k": 1 << 10, "m": 1 << 20}.get(text[len(digits) :].lower(), 0)
+    size = (whole_number(digits, 1, 1 << 30) or 0) * unit
+    if not 1 << 16 <= size <= 1 << 30:
         raise argparse.ArgumentTypeError(f"{text!r} is not a size from 64K to 1024M")
-    return int(digits) * unit
+    return size
 
 
 def _count(text: str) -> int:
-    if not (text.isascii() and text.isdigit() and 0 < int(text) < 1 << 32):
+    count = whole_number(text, 1, (1 << 32) - 1)
+    if count is None:
         raise argparse.ArgumentTypeError(f"{text!r} is not a whole number from 1 to {(1 << 32) - 1}")
-    return int(text)
+    return count

@@ -1,0 +1,95 @@
+"""Side by side with Debian's libbpf-tools: what they saw of the same sessions, tcpobs saw, and equal.
+
+A small load, for under a large one they lose events; bench/ has that.
+"""
+
+from __future__ import annotations
+
+import shutil
+import signal
+import subprocess
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import tcpobs
+from live.tcp import DEADLINE, ENDS, LOOPBACK, connect, gather
+
+
+@contextmanager
+def peer(name: str) -> Iterator[list[list[str]]]:
+    """Runs a peer; at the end, the list holds the words of its rows."""
+    path = shutil.which(name, path="/usr/sbin:/usr/bin")
+    assert path, f"{name} is missing: install libbpf-tools"
+    rows: list[list[str]] = []
+    with subprocess.Popen(["stdbuf", "-oL", path, "-w"], stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout
+        process.stdout.readline()
+        yield rows
+        process.send_signal(signal.SIGINT)
+        out, _ = process.communicate(timeout=DEADLINE)
+    rows += [line.split() for line in out.splitlines()]
+
+
+def make_sessions() -> set[int]:
+    """Sessions of both families, ended in every way; gives their server ports."""
+    ports = set()
+    for family in LOOPBACK:
+        for end in ENDS * 3:
+            pair = connect(family)
+            ports.add(pair.ports[1])
+            end(pair)
+    return ports
+
+
+def close_enough(one: float, other: float) -> bool:
+    """Within 1 ms or 5 %."""
+    return abs(one - other) <= max(1, 0.05 * max(one, other))
+
+
+def test_states() -> None:
+    with peer("tcpstates") as rows, tcpobs.states() as events:
+        ports = make_sessions()
+        closes = 3 * len(ports)
+        seen = gather(events, lambda seen: len([e for e in seen if e.newstate == "CLOSE"]) >= closes)
+    ours = {
+        (
+            f"{event.skaddr:x}",
+            str(event.c_pid),
+            event.c_comm,
+            str(event.ip),
+            event.endpoints.laddr,
+            str(event.lport),
+            event.endpoints.raddr,
+            str(event.rport),
+            event.oldstate,
+            event.newstate,
+        ): event.ms
+        for event in seen
+    }
+    theirs = [row for row in rows if ports & {int(row[5]), int(row[7])}]
+    assert len(theirs) >= len(ENDS) * 3 * 2 * 8
+    for row in theirs:
+        fields = (*row[:9], row[10])  # row[9] is the arrow
+        assert fields in ours
+        assert close_enough(ours[fields], float(row[11]))
+
+
+def test_life() -> None:
+    with peer("tcplife") as rows, tcpobs.sessions() as events:
+        ports = make_sessions()
+        seen = gather(
+            events, lambda seen: len([s for s in seen if ports & {s.lport, s.rport}]) >= 2 * len(ports)
+        )
+    ours = {
+        (session.endpoints.laddr, str(session.lport), session.endpoints.raddr, str(session.rport)): session
+        for session in seen
+    }
+    theirs = [row for row in rows if ports & {int(row[3]), int(row[5])}]
+    assert len(theirs) == 2 * len(ports)
+    for pid, comm, laddr, lport, raddr, rport, tx_kb, rx_kb, ms in theirs:
+        session = ours[laddr, lport, raddr, rport]
+        if session.pid:  # SPEC.md section 4: where they guess, tcpobs says nobody
+            assert (str(session.pid), session.comm) == (pid, comm)
+        assert f"{session.tx_bytes / 1024:.2f}" == tx_kb
+        assert f"{session.rx_bytes / 1024:.2f}" == rx_kb
+        assert close_enough(session.ms, float(ms))
