@@ -93,8 +93,14 @@ build/wheel-%.stamp: build/libbpf/%/libbpf.so.1 $(ALL_OBJECTS) $(shell find pyth
 wheel: $(TARGETS:%=build/wheel-%.stamp) ## the four wheels, into dist/
 	@ls -l dist/*.whl | awk '{ print $$5, $$9 }'
 
-demo: build/wheel-$(HERE).stamp ## build and install the wheel, then watch real sessions with it
-	@packaging/demo dist/tcpobs-*manylinux*_$(MACHINE).whl
+# The wheel in an environment of its own, as a user has it.
+build/installed.stamp: build/wheel-$(HERE).stamp
+	@rm -rf build/installed && $(PYTHON3) -m venv build/installed
+	@build/installed/bin/pip install --quiet --no-index dist/tcpobs-*manylinux*_$(MACHINE).whl
+	@touch $@
+
+demo: build/installed.stamp ## build and install the wheel, then watch real sessions with it
+	@packaging/demo build/installed/bin
 
 check: $(VENV)/dev.stamp $(VENV)/bin/tcpobs ## ruff, mypy, clang-format
 	@$(VENV)/bin/ruff check --quiet .
@@ -105,7 +111,7 @@ check: $(VENV)/dev.stamp $(VENV)/bin/tcpobs ## ruff, mypy, clang-format
 test: $(VENV)/dev.stamp $(VENV)/bin/tcpobs wheel check ## everything is checked and tested, on the live kernel
 	@$(VENV)/bin/pytest
 
-bench: $(VENV)/dev.stamp $(VENV)/bin/tcpobs build/wheel-$(HERE).stamp ## against Debian's libbpf-tools, into bench/results.md
+bench: $(VENV)/dev.stamp $(VENV)/bin/tcpobs build/installed.stamp ## against Debian's libbpf-tools, into bench/results.md
 	@$(PYTHON) bench/bench.py
 
 # ---- kernel types

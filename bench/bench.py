@@ -34,7 +34,7 @@ RUNS = 5
 STARTS = 20
 HERE = Path(__file__).parent
 BUILD = HERE.parent / "build" / "bench"
-TCPOBS = Path(sys.executable).parent / "tcpobs"
+TCPOBS = Path("build/installed/bin/tcpobs").resolve()  # the wheel, as users have it
 
 
 @dataclass

@@ -5,11 +5,11 @@
 
 struct {
 	__uint(type, BPF_MAP_TYPE_RINGBUF);
-	__uint(max_entries, 4 << 20); /* bytes; --buffer-size */
+	__uint(max_entries, 8 << 20); /* bytes; --buffer-size */
 } events SEC(".maps");
 
 /* The reader polls. It is woken only when this many bytes wait: see submit(). */
-const volatile __u64 wakeup_bytes = 1 << 20;
+const volatile __u64 wakeup_bytes = 2 << 20;
 
 /* Every way for a program to lose an event, counted. */
 struct {

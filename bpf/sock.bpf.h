@@ -6,14 +6,20 @@
 #define AF_INET 2
 #define AF_INET6 10
 
+/*
+ * Fields of the structs that a tcp_sock begins with. All reads start at tcp_sock: libbpf searches the
+ * kernel's types for each struct that reads start at, which takes a millisecond of the start-up.
+ */
+#define INET(field) inet_conn.icsk_inet.field
+#define SKC(field) inet_conn.icsk_inet.sk.__sk_common.field
+
 /* The TCP socket behind sk, or NULL: the hooks also see SCTP, DCCP and MPTCP. */
 static __always_inline struct tcp_sock *tcp_socket(struct sock *sk)
 {
-	return BPF_CORE_READ(sk, sk_protocol) == IPPROTO_TCP ? (struct tcp_sock *)sk : NULL;
-}
+	struct tcp_sock *tcp = (struct tcp_sock *)sk;
 
-#define INET(field) inet_conn.icsk_inet.field
-#define SKC(field) inet_conn.icsk_inet.sk.__sk_common.field
+	return BPF_CORE_READ(tcp, INET(sk.sk_protocol)) == IPPROTO_TCP ? tcp : NULL;
+}
 
 /*
  * inet_sport rather than skc_num: skc_num is 0 again when the state becomes CLOSE.

@@ -75,5 +75,7 @@ int states_tracepoint(struct trace_event_raw_inet_sock_set_state *ctx)
 SEC("kprobe/tcp_set_state")
 int BPF_KPROBE(states_kprobe, struct sock *sk, int newstate)
 {
-	return on_change(sk, BPF_CORE_READ(sk, __sk_common.skc_state), newstate);
+	int oldstate = BPF_CORE_READ((struct tcp_sock *)sk, SKC(skc_state));
+
+	return on_change(sk, oldstate, newstate);
 }

@@ -35,6 +35,13 @@ class _Parser(argparse.ArgumentParser):
         self.exit(2, f"{self.prog}: {message} (see {self.prog} --help)\n")
 
 
+class _Help(argparse.RawDescriptionHelpFormatter):
+    """Help of one width: argparse asks for the terminal's at every argument, help or not."""
+
+    def __init__(self, prog: str) -> None:
+        super().__init__(prog, width=96)
+
+
 class _Version(argparse.Action):
     """Prints what runs: tcpobs, libbpf, the kernel."""
 
@@ -68,16 +75,16 @@ def _run(arguments: Sequence[str]) -> int:
         prog="tcpobs",
         description="Shows what TCP does on this host.",
         epilog=EXAMPLES,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
+        formatter_class=_Help,
     )
     parser.add_argument("--version", action=_Version, nargs=0, help="show what runs and exit")
-    commands = parser.add_subparsers(title="tools", dest="tool", required=True, metavar="TOOL")
+    commands = parser.add_subparsers(prog="tcpobs", title="tools", dest="tool", required=True, metavar="TOOL")
     for name, does in TOOLS.items():
         tool = commands.add_parser(
             name,
             help=does,
             description=f"Shows {does}.",
-            formatter_class=argparse.RawDescriptionHelpFormatter,
+            formatter_class=_Help,
         )
         if name in arguments:
             module = _module(name)

@@ -42,8 +42,8 @@ else:
             return cls
 
 
-BUFFER_SIZE = 4 << 20
-"""Bytes of the ring buffer unless told otherwise: about 40,000 events."""
+BUFFER_SIZE = 8 << 20
+"""Bytes of the ring buffer unless told otherwise: about 80,000 events."""
 
 MAX_SOCKETS = 1 << 20
 """Sockets that the hash map holds, where it is used, unless told otherwise."""
@@ -51,7 +51,7 @@ MAX_SOCKETS = 1 << 20
 POLL_SECONDS = 0.05
 """The reader looks at the buffer this often; the programs wake it only when much is waiting."""
 
-BATCH = 4096
+BATCH = 2048
 """Events decoded at once, at most."""
 
 

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from socket import AF_INET, AF_INET6
-
 from tcpobs.errors import TcpobsError
+from tcpobs.records import AF_INET, AF_INET6
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:

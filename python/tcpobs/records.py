@@ -11,7 +11,6 @@ from __future__ import annotations
 import struct
 from functools import lru_cache, partial
 from operator import itemgetter
-from socket import AF_INET, AF_INET6, inet_ntop
 
 from tcpobs.libbpf.btf import Kind
 from tcpobs.libbpf.errors import LibbpfError
@@ -26,6 +25,9 @@ if TYPE_CHECKING:
 
     Address = Union[IPv4Address, IPv6Address]
     R = TypeVar("R", bound="Record")
+
+AF_INET, AF_INET6 = 2, 10
+"""include/linux/socket.h."""
 
 REMEMBERED = 2048
 """How many decoded values of each inner struct, and their texts, are kept for reuse."""
@@ -96,7 +98,11 @@ class Endpoints(Record):
 @lru_cache(REMEMBERED)
 def _address(family: int, field: object) -> str:
     assert isinstance(field, bytes)
-    return inet_ntop(AF_INET6, field) if family == AF_INET6 else inet_ntop(AF_INET, field[:4])
+    if family != AF_INET6:
+        return "{}.{}.{}.{}".format(*field[:4])
+    from socket import inet_ntop  # late: it takes longer to import than all of this package
+
+    return inet_ntop(AF_INET6, field)
 
 
 class Task(Record):

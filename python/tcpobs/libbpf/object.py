@@ -43,20 +43,13 @@ class Variables:
     def __init__(self, object: Object) -> None:
         self._object = object
         self._places: dict[str, tuple[str, int, Type]] = {}
-        for section in object.btf:
-            if section.kind is Kind.DATASEC:
-                start = self._start(section.name)
-                for variable in section.variables if start else ():
-                    place = section.name, start + variable.offset, variable.type
-                    self._places[variable.name] = place
-
-    def _start(self, section: str) -> int:
-        """Where a section's variables are in this process's memory; 0 if they are not."""
-        for map in self._object.maps.values():
+        for map in object.maps.values():
             # libbpf calls a section's map OBJECT.SECTION, the object's part cut to fit.
-            if map.name.endswith(section):
-                return map.memory
-        return 0
+            _, dot, name = map.name.partition(".")
+            section = object.btf.find(dot + name, Kind.DATASEC) if dot else None
+            for variable in section.variables if section else ():
+                place = dot + name, map.memory + variable.offset, variable.type
+                self._places[variable.name] = place
 
     def __iter__(self) -> Iterator[str]:
         return iter(self._places)

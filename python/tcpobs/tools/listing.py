@@ -56,7 +56,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         type=_size,
         default=events.BUFFER_SIZE,
         metavar="SIZE",
-        help="ring buffer for events in bytes, K or M (default 4M)",
+        help="ring buffer for events in bytes, K or M (default 8M)",
     )
     add(
         "--max-sockets",
