@@ -189,6 +189,31 @@ def test_no_room_for_sockets_is_told() -> None:
     assert "no room to remember a socket (raise --max-sockets)" in err
 
 
+def test_a_second_signal_ends_a_stuck_write() -> None:
+    """Nobody reads the pipe: the first signal waits for the reader, the second does not."""
+    with running("states", "-s") as (command, _):
+        for _ in range(100):
+            end_pair()
+        wait(lambda: _waits_for(command.pid, "pipe_write"))
+        programs = programs_of(command.pid)
+        command.send_signal(signal.SIGTERM)
+        wait(lambda: not _handles(command.pid, signal.SIGTERM))
+        command.send_signal(signal.SIGTERM)
+        assert command.wait(DEADLINE) == -signal.SIGTERM
+        wait(lambda: not any(map(is_loaded, programs)))
+
+
+def _waits_for(pid: int, function: str) -> bool:
+    with open(f"/proc/{pid}/stack") as file:
+        return function in file.read()
+
+
+def _handles(pid: int, number: int) -> bool:
+    with open(f"/proc/{pid}/status") as file:
+        caught = next(line for line in file if line.startswith("SigCgt:"))
+    return bool(int(caught.split()[1], 16) >> number - 1 & 1)
+
+
 def test_a_process_that_is_not_there() -> None:
     done = subprocess.run(
         [*TCPOBS, "life", "-p", "4194303", "-d", "0.1"], capture_output=True, text=True, timeout=DEADLINE

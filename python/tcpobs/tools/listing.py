@@ -140,7 +140,10 @@ def _tell(losses: events.Losses, told: events.Losses) -> events.Losses:
 
 
 class _Stopping:
-    """SIGINT and SIGTERM, from the start on: what comes before there is something to stop is kept."""
+    """SIGINT and SIGTERM, from the start on: what comes before there is something to stop is kept.
+
+    The same signal again ends the process at once, should it be stuck in a write that nobody reads.
+    """
 
     def __init__(self) -> None:
         self._asked = False
@@ -148,7 +151,8 @@ class _Stopping:
         for number in (signal.SIGINT, signal.SIGTERM):
             signal.signal(number, self._on_signal)
 
-    def _on_signal(self, *_: object) -> None:
+    def _on_signal(self, number: int, _: object) -> None:
+        signal.signal(number, signal.SIG_DFL)
         self._asked = True
         if self._stop:
             self._stop()
