@@ -8,7 +8,7 @@
 
 /*
  * Fields of the structs that a tcp_sock begins with. All reads start at tcp_sock: libbpf searches the
- * kernel's types for each struct that reads start at, which takes a millisecond of the start-up.
+ * kernel's types for each struct that reads start at, and start-up waits for it.
  */
 #define INET(field) inet_conn.icsk_inet.field
 #define SKC(field) inet_conn.icsk_inet.sk.__sk_common.field

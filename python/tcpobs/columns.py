@@ -2,7 +2,7 @@
 
 Adjacent columns that come from the same field of the record are formatted together, and field after
 field rather than row by row, so that the loops run inside the interpreter. What repeats (addresses,
-names, states) is formatted once and remembered: see bench/results.md for what that saves.
+names, states) is formatted once and remembered.
 """
 
 from __future__ import annotations

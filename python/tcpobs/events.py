@@ -36,7 +36,7 @@ else:
     R = None
 
     class Generic:
-        """Stands for typing's, whose import would cost a tenth of the time to the first line."""
+        """Stands for typing's, whose import the first line would wait for."""
 
         def __class_getitem__(cls, _):
             return cls

@@ -1,7 +1,7 @@
 """Ring buffers, read in bulk.
 
-libbpf's own reader calls a function for each record, which costs Python 2 µs apiece. This one reads the
-shared memory itself, as Documentation/bpf/ringbuf.rst and kernel/bpf/ringbuf.c lay it out:
+libbpf's own reader calls a function for each record, which is dear in Python. This one reads the shared
+memory itself, as Documentation/bpf/ringbuf.rst and kernel/bpf/ringbuf.c lay it out:
 
     page 0          the consumer's position, ours to write
     page 1          the producer's position
