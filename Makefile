@@ -73,8 +73,10 @@ $(foreach machine,$(MACHINES),$(eval $(call objects_of,$(machine))))
 
 ALL_OBJECTS := $(foreach machine,$(MACHINES),$(PROGRAMS:%=$(OBJECTS)/$(machine)/%.bpf.o))
 
-$(OBJECTS)/source: bpf $(wildcard bpf/*)
-	@mkdir -p $@ && cp bpf/* $@ && touch $@
+# The source goes along: for --ebpf, and for those who read before they run.
+SOURCES := $(wildcard bpf/*.[ch]) bpf/LICENSE
+$(OBJECTS)/source: $(SOURCES)
+	@rm -rf $@ && mkdir -p $@ && cp $(SOURCES) $@
 
 # ---- tcpobs itself
 
@@ -85,7 +87,7 @@ $(VENV)/bin/tcpobs: $(PACKAGE)/_lib/libbpf.so.1 $(ALL_OBJECTS) $(OBJECTS)/source
 	@touch $@
 
 # The version is in the wheel's name, so a stamp stands for it.
-build/wheel-%.stamp: build/libbpf/%/libbpf.so.1 $(ALL_OBJECTS) $(shell find python -name '*.py') packaging/wheel.py \
+build/wheel-%.stamp: build/libbpf/%/libbpf.so.1 $(ALL_OBJECTS) $(OBJECTS)/source $(shell find python -name '*.py') packaging/wheel.py \
 		packaging/libbpf/NOTICE pyproject.toml README.md
 	@TCPOBS_TARGET=$* $(PYTHON) -m pip wheel --quiet --no-build-isolation --no-deps --wheel-dir dist .
 	@touch $@

@@ -34,13 +34,13 @@ class WheelHook(BuildHookInterface[Any]):
         include: dict[str, str] = {
             f"build/libbpf/{target}/libbpf.so.1": "tcpobs/_lib/libbpf.so.1",
             "packaging/libbpf/NOTICE": "tcpobs/_lib/NOTICE",
-            "bpf": "tcpobs/_objects/source",
         }
         for package, names in LICENCES.items():
             for name in names:
                 include[f"build/source/{package}/{name}"] = f"tcpobs/_lib/licenses/{package}/{name}"
-        for path in sorted((root / "python/tcpobs/_objects" / machine).glob("*.bpf.o")):
-            include[str(path.relative_to(root))] = f"tcpobs/_objects/{machine}/{path.name}"
+        objects = root / "python/tcpobs/_objects"
+        for path in sorted([*objects.glob("source/*"), *objects.glob(f"{machine}/*.bpf.o")]):
+            include[str(path.relative_to(root))] = f"tcpobs/_objects/{path.relative_to(objects)}"
         build_data["force_include"].update({str(root / path): to for path, to in include.items()})
         build_data["pure_python"] = False
         build_data["tag"] = f"py3-none-{TAGS[libc].format(machine)}"

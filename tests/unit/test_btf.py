@@ -231,7 +231,7 @@ def test_what_an_object_holds(life_object: Object) -> None:
     assert set(life_object.programs) == {"life_tp_btf", "life_tracepoint", "life_kprobe"}
     assert life_object.programs["life_tp_btf"].section == "tp_btf/inet_sock_set_state"
     assert {"events", "socket_storage", "socket_hash"} <= set(life_object.maps)
-    assert life_object.maps["events"].max_entries == 4 << 20
+    assert life_object.maps["events"].max_entries == 8 << 20
     life_object.maps["socket_hash"].max_entries = 5
     assert life_object.maps["socket_hash"].max_entries == 5
 

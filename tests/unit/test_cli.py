@@ -115,7 +115,7 @@ def test_nothing_asked_for(tool: str, monkeypatch: pytest.MonkeyPatch) -> None:
     assert listing.filters(arguments) == {"local_ports": None, "remote_ports": None, "ip": None}
     assert listing.options(arguments) == {
         "duration": None,
-        "buffer_size": 4 << 20,
+        "buffer_size": 8 << 20,
         "max_sockets": 1 << 20,
         "hook": None,
         "storage": None,
