@@ -11,6 +11,7 @@ import signal
 import socket
 import subprocess
 import sys
+import sysconfig
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -265,6 +266,17 @@ def test_kprobe_is_loaded_where_it_cannot_be_attached(tool: str) -> None:
     )
     assert f"prog '{tool}_kprobe': failed to create kprobe" in verbose.stderr
     assert "failed to load" not in verbose.stderr
+
+
+def test_the_distribution_s_libbpf(tool: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """TCPOBS_LIBBPF: Debian 12 has libbpf 1.1."""
+    library = f"/usr/lib/{sysconfig.get_config_var('MULTIARCH')}/libbpf.so.1"
+    monkeypatch.setenv("TCPOBS_LIBBPF", library)
+    with running(tool, "-s") as (command, _):
+        _, port = end_pair()
+        out, err = finish(command)
+    assert err == ""
+    assert f",{port}," in out
 
 
 def test_ways_that_do_not_go_together(tool: str) -> None:
