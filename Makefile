@@ -14,6 +14,8 @@ OBJECTS := $(PACKAGE)/_objects
 .PHONY: help build wheel demo check test bench vmlinux clean
 .DELETE_ON_ERROR:
 .SECONDARY:
+# apt and pip take one at a time; what can be parallel is, in packaging/libbpf/Makefile.
+.NOTPARALLEL:
 
 help: ## this list
 	@sed -n 's/^\([a-z-]*\):.*## /\1	/p' $(MAKEFILE_LIST) | while IFS='	' read -r name does; do \
@@ -46,6 +48,7 @@ build/source.stamp: packaging/libbpf/sources packaging/libbpf/fetch build/debian
 
 build/libbpf/%/libbpf.so.1: build/source.stamp $(VENV)/build.stamp packaging/libbpf/Makefile packaging/libbpf/config.h
 	@echo "building libbpf for $*"
+	@rm -rf build/libbpf/$*
 	@$(MAKE) --no-print-directory -j$(shell nproc) -f packaging/libbpf/Makefile TARGET=$* VENV=$(VENV)
 	@touch $@
 
@@ -89,10 +92,13 @@ $(VENV)/bin/tcpobs: $(PACKAGE)/_lib/libbpf.so.1 $(ALL_OBJECTS) $(OBJECTS)/source
 # The version is in the wheel's name, so a stamp stands for it.
 build/wheel-%.stamp: build/libbpf/%/libbpf.so.1 $(ALL_OBJECTS) $(OBJECTS)/source $(shell find python -name '*.py') packaging/wheel.py \
 		packaging/libbpf/NOTICE pyproject.toml README.md
+	@rm -f dist/*$(if $(findstring musl,$*),musl,many)linux*$(firstword $(subst -, ,$*)).whl
 	@TCPOBS_TARGET=$* $(PYTHON) -m pip wheel --quiet --no-build-isolation --no-deps --wheel-dir dist .
 	@touch $@
 
 wheel: $(TARGETS:%=build/wheel-%.stamp) ## the four wheels, into dist/
+	@test $$(ls dist/*.whl | wc -l) = $(words $(TARGETS)) || { rm -f build/wheel-*.stamp; \
+		echo "dist/ was changed: run it again" >&2; exit 1; }
 	@ls -l dist/*.whl | awk '{ print $$5, $$9 }'
 
 # The wheel in an environment of its own, as a user has it.

@@ -45,7 +45,7 @@ static __always_inline void emit(struct tcp_sock *tcp, struct socket_state *stat
 	submit(event, sizeof(*event));
 }
 
-static __always_inline int on_change(struct sock *sk, int newstate)
+static __always_inline int on_change(struct sock *sk, int oldstate, int newstate)
 {
 	bool birth = newstate < TCP_FIN_WAIT1;
 	struct tcp_sock *tcp = tcp_socket(sk);
@@ -56,6 +56,8 @@ static __always_inline int on_change(struct sock *sk, int newstate)
 	state = birth ? find_or_make_state(sk) : find_state(sk);
 	if (!state)
 		return 0;
+	if (begins(oldstate, newstate))
+		__builtin_memset(state, 0, sizeof(*state));
 	if (birth)
 		state->born_ns = bpf_ktime_get_ns();
 	if (shows_owner(tcp, newstate, state->owner.pid))
@@ -71,17 +73,19 @@ static __always_inline int on_change(struct sock *sk, int newstate)
 SEC("tp_btf/inet_sock_set_state")
 int BPF_PROG(life_tp_btf, struct sock *sk, int oldstate, int newstate)
 {
-	return on_change(sk, newstate);
+	return on_change(sk, oldstate, newstate);
 }
 
 SEC("tracepoint/sock/inet_sock_set_state")
 int life_tracepoint(struct trace_event_raw_inet_sock_set_state *ctx)
 {
-	return on_change((struct sock *)ctx->skaddr, ctx->newstate);
+	return on_change((struct sock *)ctx->skaddr, ctx->oldstate, ctx->newstate);
 }
 
 SEC("kprobe/tcp_set_state")
 int BPF_KPROBE(life_kprobe, struct sock *sk, int newstate)
 {
-	return on_change(sk, newstate);
+	int oldstate = BPF_CORE_READ((struct tcp_sock *)sk, SKC(skc_state));
+
+	return on_change(sk, oldstate, newstate);
 }

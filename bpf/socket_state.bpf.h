@@ -55,6 +55,15 @@ static __always_inline struct socket_state *find_or_make_state(struct sock *sk)
 	return state;
 }
 
+/*
+ * Is this the first change of a socket's life? What is known of it then is of an earlier socket at the same
+ * address, whose CLOSE was missed: it must not be told of this one.
+ */
+static __always_inline bool begins(int oldstate, int newstate)
+{
+	return oldstate == TCP_CLOSE || (oldstate == TCP_LISTEN && newstate == TCP_SYN_RECV);
+}
+
 /* At CLOSE: what was known is over, though the socket may live on and connect again. */
 static __always_inline void forget_state(struct sock *sk, struct socket_state *state)
 {

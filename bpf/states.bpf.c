@@ -35,7 +35,7 @@ static __always_inline int on_change(struct sock *sk, int oldstate, int newstate
 	now = bpf_ktime_get_ns();
 	state = find_or_make_state(sk);
 	if (state) {
-		if (state->changed_ns)
+		if (state->changed_ns && !begins(oldstate, newstate))
 			span = now - state->changed_ns;
 		if (newstate == TCP_CLOSE)
 			forget_state(sk, state);

@@ -63,17 +63,21 @@ class Losses:
     sessions are missing.
     recursion_misses: changes that came while a program of this kind was running on the same CPU, so
     that the kernel did not run it (bpf_prog_info.recursion_misses, Linux 5.12 and later).
+    unfinished: events that were still being written when the trace ended.
     """
 
-    __slots__ = ("recursion_misses", "ring_full", "sockets_full")
+    __slots__ = ("recursion_misses", "ring_full", "sockets_full", "unfinished")
 
-    def __init__(self, ring_full: int = 0, sockets_full: int = 0, recursion_misses: int = 0) -> None:
+    def __init__(
+        self, ring_full: int = 0, sockets_full: int = 0, recursion_misses: int = 0, unfinished: int = 0
+    ) -> None:
         self.ring_full = ring_full
         self.sockets_full = sockets_full
         self.recursion_misses = recursion_misses
+        self.unfinished = unfinished
 
     def __bool__(self) -> bool:
-        return bool(self.ring_full or self.sockets_full or self.recursion_misses)
+        return any(getattr(self, name) for name in self.__slots__)
 
     def __eq__(self, other: object) -> bool:
         return isinstance(other, Losses) and all(
@@ -85,6 +89,7 @@ class Losses:
             (self.ring_full, "the ring buffer was full (raise --buffer-size)"),
             (self.sockets_full, "no room to remember a socket (raise --max-sockets)"),
             (self.recursion_misses, "the kernel skipped the program"),
+            (self.unfinished, "still being written at the end"),
         )
         return ", ".join(f"{count}: {cause}" for count, cause in causes if count) or "none"
 
@@ -141,8 +146,9 @@ class Events(Resource, Generic[R]):
             self._object.close()
             raise
         self._losses = Losses()
+        self._unfinished = 0
         self._stopped = False
-        self._end = time.monotonic() + duration if duration else float("inf")
+        self._end = time.monotonic() + duration if duration is not None else float("inf")
 
     def __iter__(self) -> Iterator[R]:
         """Events until `stop`, or until the duration is over."""
@@ -160,8 +166,14 @@ class Events(Resource, Generic[R]):
             if len(batch) < BATCH:  # else there is more
                 self._wait()
         self._object.detach()
-        while records := self._ring.read(BATCH):
-            yield list(self._decode(records))
+        end = time.monotonic() + POLL_SECONDS
+        time.sleep(0.001)  # detaching does not wait for a program that is running: it may still submit
+        while self._ring.waiting and time.monotonic() < end:
+            batch = list(self._decode(self._ring.read(BATCH)))
+            yield batch
+            if batch:
+                end = time.monotonic() + POLL_SECONDS
+        self._unfinished = self._ring.waiting
 
     def _wait(self) -> None:
         left = self._end - time.monotonic()
@@ -184,13 +196,16 @@ class Events(Resource, Generic[R]):
         if self._object.loaded:
             lost: Any = self._object.variables["lost"]
             misses = self._object.programs[self._program].info.recursion_misses
-            self._losses = Losses(lost["ring_full"], lost["sockets_full"], misses)
+            self._losses = Losses(lost["ring_full"], lost["sockets_full"], misses, self._unfinished)
         return self._losses
 
     def close(self) -> None:
         """Detaches and frees everything."""
-        if self._object.loaded:
+        if not self._object.loaded:
+            return
+        try:
             _ = self.losses  # keeps the last count
+        finally:
             self._poll.close()
             self._ring.close()
-        self._object.close()
+            self._object.close()

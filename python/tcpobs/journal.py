@@ -32,8 +32,14 @@ class Journal:
         self._root = os.geteuid() == 0
 
     def log(self, event: StateChange, clock: Clock) -> None:
-        """Writes one state change."""
-        self._send(*[f"{name}={value}" for name, value in self._fields(event, clock).items()])
+        """Writes one state change. Raises TcpobsError when journald has gone."""
+        fields = [f"{name}={value}" for name, value in self._fields(event, clock).items()]
+        try:
+            self._send(*fields)
+        except OSError as error:
+            raise TcpobsError(
+                f"cannot write to the journal: {error.strerror}; is journald running?"
+            ) from None
 
     def _fields(self, event: StateChange, clock: Clock) -> dict[str, object]:
         source, target = event.endpoints.laddr, event.endpoints.raddr

@@ -167,8 +167,13 @@ def test_the_duration_ends_it(tool: str) -> None:
     assert (done.returncode, done.stderr) == (0, "")
 
 
-def test_losses_are_told() -> None:
-    """A full buffer: what is seen and what is told as lost add up."""
+SYSTEM_LIBBPF = f"/usr/lib/{sysconfig.get_config_var('MULTIARCH')}/libbpf.so.1"
+
+
+@pytest.mark.parametrize("library", ["", SYSTEM_LIBBPF], ids=["bundled", "distribution"])
+def test_losses_are_told(library: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A full buffer: what is seen and what is told as lost add up, with each libbpf."""
+    monkeypatch.setenv("TCPOBS_LIBBPF", library)
     with running("states", "-s", "--buffer-size", "64K") as (command, _):
         os.kill(command.pid, signal.SIGSTOP)
         for _ in range(300):
@@ -270,8 +275,7 @@ def test_kprobe_is_loaded_where_it_cannot_be_attached(tool: str) -> None:
 
 def test_the_distribution_s_libbpf(tool: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """TCPOBS_LIBBPF: Debian 12 has libbpf 1.1."""
-    library = f"/usr/lib/{sysconfig.get_config_var('MULTIARCH')}/libbpf.so.1"
-    monkeypatch.setenv("TCPOBS_LIBBPF", library)
+    monkeypatch.setenv("TCPOBS_LIBBPF", SYSTEM_LIBBPF)
     with running(tool, "-s") as (command, _):
         _, port = end_pair()
         out, err = finish(command)

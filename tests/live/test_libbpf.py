@@ -150,10 +150,32 @@ def test_per_cpu_map(small: Object) -> None:
 
 def test_variables(small: Object) -> None:
     assert small.variables["tag"] == -7
-    with pytest.raises(LibbpfError, match="constant once the object is loaded"):
-        small.variables["tag"] = 1
-    small.variables["number"] = 5
-    assert small.variables["number"] == 5
+    assert small.variables["number"] == 0
+    small.attach("count")
+    syscalls(10)
+    small.detach()
+    number = small.variables["number"]
+    assert isinstance(number, int)
+    assert number >= 10
+    for name in ("tag", "number"):
+        with pytest.raises(LibbpfError, match="cannot be set once the object is loaded"):
+            small.variables[name] = 1
+
+
+def test_what_is_closed_is_an_error_and_no_crash(data: bytes) -> None:
+    object = Object(data, "small")
+    program, table, btf = object.programs["count"], object.maps["hash"], object.btf
+    object.close()
+    object.close()
+    for use in (
+        lambda: object.load(),
+        lambda: object.variables["number"],
+        lambda: program.info,
+        lambda: table.max_entries,
+        lambda: btf.find("sock", Kind.STRUCT),
+    ):
+        with pytest.raises(LibbpfError, match="closed"):
+            use()
 
 
 def test_the_verifier_is_heard(data: bytes) -> None:

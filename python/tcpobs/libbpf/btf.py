@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import ctypes
+import errno
 import struct
 from enum import IntEnum
 
 from tcpobs.libbpf.errors import LibbpfError
 from tcpobs.libbpf.library import DumpCallback, library
-from tcpobs.libbpf.resource import Resource
+from tcpobs.libbpf.resource import Handle, Resource
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -228,11 +229,11 @@ class Type:
         return number
 
 
-class Btf(Resource):
+class Btf(Handle, Resource):
     """A set of types. A context manager where it was opened by itself; else it lives with its object."""
 
     def __init__(self, handle: int, owned: bool) -> None:
-        self.handle = handle
+        super().__init__(handle)
         self._owned = owned
 
     @classmethod
@@ -247,9 +248,9 @@ class Btf(Resource):
 
     def close(self) -> None:
         """Frees it, if it was opened by itself."""
-        if self._owned and self.handle:
-            library().btf__free(self.handle)
-        self.handle = 0
+        if self._owned and self._pointer:
+            library().btf__free(self._pointer)
+        self.forget()
 
     def __len__(self) -> int:
         """The number of types, `void` included; ids are 1 to len - 1."""
@@ -267,8 +268,10 @@ class Btf(Resource):
         """The type of this name and kind, or None."""
         try:
             id = library().btf__find_by_name_kind(self.handle, name.encode(), kind)
-        except LibbpfError:
-            return None
+        except LibbpfError as error:
+            if error.errno == errno.ENOENT:
+                return None
+            raise
         return Type(self, id)
 
     def declare(self, types: Iterable[Type]) -> str:

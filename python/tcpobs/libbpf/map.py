@@ -8,6 +8,7 @@ from enum import IntEnum
 
 from tcpobs.libbpf.errors import LibbpfError
 from tcpobs.libbpf.library import library
+from tcpobs.libbpf.resource import Handle
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -33,7 +34,7 @@ class MapType(IntEnum):
 _PER_CPU = (MapType.PERCPU_HASH, MapType.PERCPU_ARRAY, MapType.LRU_PERCPU_HASH)
 
 
-class Map:
+class Map(Handle):
     """A map of an object. Keys and values are bytes, as the program sees them.
 
     In a per-CPU map a value is the values of all possible CPUs, one after another, each filled up to a
@@ -41,46 +42,46 @@ class Map:
     """
 
     def __init__(self, handle: int) -> None:
-        self._handle = handle
+        super().__init__(handle)
         self.name: str = library().bpf_map__name(handle).decode()
 
     @property
     def type(self) -> int:
         """BPF_MAP_TYPE_*: a MapType where that has it."""
-        return int(library().bpf_map__type(self._handle))
+        return int(library().bpf_map__type(self.handle))
 
     @property
     def max_entries(self) -> int:
         """The limit of entries; of a ring buffer, its bytes. Can be set before loading."""
-        return int(library().bpf_map__max_entries(self._handle))
+        return int(library().bpf_map__max_entries(self.handle))
 
     @max_entries.setter
     def max_entries(self, entries: int) -> None:
-        library().bpf_map__set_max_entries(self._handle, entries)
+        library().bpf_map__set_max_entries(self.handle, entries)
 
     @property
     def autocreate(self) -> bool:
         """Whether loading creates the map. Can be set before loading."""
-        return bool(library().bpf_map__autocreate(self._handle))
+        return bool(library().bpf_map__autocreate(self.handle))
 
     @autocreate.setter
     def autocreate(self, create: bool) -> None:
-        library().bpf_map__set_autocreate(self._handle, create)
+        library().bpf_map__set_autocreate(self.handle, create)
 
     @property
     def fd(self) -> int:
         """The file descriptor, after loading."""
-        return int(library().bpf_map__fd(self._handle))
+        return int(library().bpf_map__fd(self.handle))
 
     @property
     def key_size(self) -> int:
         """Bytes."""
-        return int(library().bpf_map__key_size(self._handle))
+        return int(library().bpf_map__key_size(self.handle))
 
     @property
     def value_size(self) -> int:
         """Bytes of a value as user space reads it: of all CPUs, in a per-CPU map."""
-        size = int(library().bpf_map__value_size(self._handle))
+        size = int(library().bpf_map__value_size(self.handle))
         if self.type in _PER_CPU:
             size = (size + 7) // 8 * 8 * library().libbpf_num_possible_cpus()
         return size
@@ -89,7 +90,7 @@ class Map:
     def memory(self) -> int:
         """Where the values are in this process's memory, for a map of global variables; else 0."""
         size = ctypes.c_size_t()
-        return library().bpf_map__initial_value(self._handle, ctypes.byref(size)) or 0
+        return library().bpf_map__initial_value(self.handle, ctypes.byref(size)) or 0
 
     def lookup(self, key: bytes) -> bytes | None:
         """The value of a key, or None."""

@@ -36,35 +36,37 @@ class OpenOptions(ctypes.Structure):
 class Variables:
     """The global variables of an object by name: `.rodata`, `.data`, `.bss` and their like.
 
-    Their place and type come from the object's BTF. Constants can be set until the object is loaded; the
-    others are shared with the running programs and can be read and set at any time.
+    Their place and type come from the object's BTF. They can be set until the object is loaded, and read
+    at any time: once it is loaded, from the map that the programs use.
     """
 
     def __init__(self, object: Object) -> None:
         self._object = object
-        self._places: dict[str, tuple[str, int, Type]] = {}
+        self._places: dict[str, tuple[Map, int, Type]] = {}
         for map in object.maps.values():
             # libbpf calls a section's map OBJECT.SECTION, the object's part cut to fit.
             _, dot, name = map.name.partition(".")
             section = object.btf.find(dot + name, Kind.DATASEC) if dot else None
             for variable in section.variables if section else ():
-                place = dot + name, map.memory + variable.offset, variable.type
-                self._places[variable.name] = place
+                self._places[variable.name] = (map, variable.offset, variable.type)
 
     def __iter__(self) -> Iterator[str]:
         return iter(self._places)
 
     def __getitem__(self, name: str) -> Value:
-        _, address, type = self._place(name)
-        return type.unpack(ctypes.string_at(address, type.size))
+        map, offset, type = self._place(name)
+        if not self._object.loaded:
+            return type.unpack(ctypes.string_at(map.memory + offset, type.size))
+        values = map.lookup(bytes(map.key_size)) or b""
+        return type.unpack(values[offset : offset + type.size])
 
     def __setitem__(self, name: str, value: Value) -> None:
-        section, address, type = self._place(name)
-        if self._object.loaded and section.startswith(".rodata"):
-            raise LibbpfError(f"{name} is constant once the object is loaded")
-        ctypes.memmove(address, type.pack(value), type.size)
+        map, offset, type = self._place(name)
+        if self._object.loaded:
+            raise LibbpfError(f"{name} cannot be set once the object is loaded")
+        ctypes.memmove(map.memory + offset, type.pack(value), type.size)
 
-    def _place(self, name: str) -> tuple[str, int, Type]:
+    def _place(self, name: str) -> tuple[Map, int, Type]:
         if name not in self._places:
             raise LibbpfError(f"the object has no variable {name}")
         return self._places[name]
@@ -92,12 +94,15 @@ class Object(Resource):
         )
         self.loaded = False
         self._links: list[Link] = []
+        self.programs: dict[str, Program] = {}
+        self.maps: dict[str, Map] = {}
+        self.btf = Btf(0, owned=False)
         self._handle: int = library().bpf_object__open_mem(data, len(data), ctypes.byref(options))
         try:
-            btf_handle = library().bpf_object__btf(self._handle)
-            if not btf_handle:
+            types = library().bpf_object__btf(self._handle)
+            if not types:
                 raise LibbpfError(f"the object {name} carries no BTF")
-            self.btf = Btf(btf_handle, owned=False)
+            self.btf = Btf(types, owned=False)
             self.programs = {p.name: p for p in map(Program, self._each("bpf_object__next_program"))}
             self.maps = {m.name: m for m in map(Map, self._each("bpf_object__next_map"))}
             self.variables = Variables(self)
@@ -122,6 +127,8 @@ class Object(Resource):
 
         Raises LibbpfError; its log has what the verifier said.
         """
+        if not self._handle:
+            raise LibbpfError("the object is closed")
         library().bpf_object__load(self._handle)
         self.loaded = True
 
@@ -142,6 +149,8 @@ class Object(Resource):
         self.loaded = False
         handle, self._handle = self._handle, 0
         if handle:
+            for part in (*self.programs.values(), *self.maps.values(), self.btf):
+                part.forget()
             library().bpf_object__close(handle)
 
 

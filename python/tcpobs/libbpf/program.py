@@ -7,7 +7,7 @@ import os
 from ctypes import c_char, c_uint8, c_uint32, c_uint64
 
 from tcpobs.libbpf.library import library
-from tcpobs.libbpf.resource import Resource
+from tcpobs.libbpf.resource import Handle, Resource
 
 
 class ProgramInfo(ctypes.Structure):
@@ -67,32 +67,32 @@ class ProgramInfo(ctypes.Structure):
     ]
 
 
-class Program:
+class Program(Handle):
     """A program of an object."""
 
     def __init__(self, handle: int) -> None:
-        self._handle = handle
+        super().__init__(handle)
         self.name: str = library().bpf_program__name(handle).decode()
         self.section: str = library().bpf_program__section_name(handle).decode()
 
     @property
     def type(self) -> int:
         """BPF_PROG_TYPE_* of include/uapi/linux/bpf.h."""
-        return int(library().bpf_program__type(self._handle))
+        return int(library().bpf_program__type(self.handle))
 
     @property
     def autoload(self) -> bool:
         """Whether loading the object loads this program. Can be set before loading."""
-        return bool(library().bpf_program__autoload(self._handle))
+        return bool(library().bpf_program__autoload(self.handle))
 
     @autoload.setter
     def autoload(self, load: bool) -> None:
-        library().bpf_program__set_autoload(self._handle, load)
+        library().bpf_program__set_autoload(self.handle, load)
 
     @property
     def fd(self) -> int:
         """The file descriptor, after loading."""
-        return int(library().bpf_program__fd(self._handle))
+        return int(library().bpf_program__fd(self.handle))
 
     @property
     def info(self) -> ProgramInfo:
@@ -104,7 +104,7 @@ class Program:
 
     def attach(self) -> Link:
         """Attaches it to what its section names: tp_btf, tracepoint, kprobe, and all of libbpf's others."""
-        return Link(library().bpf_program__attach(self._handle))
+        return Link(library().bpf_program__attach(self.handle))
 
 
 class Link(Resource):

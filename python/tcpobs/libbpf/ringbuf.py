@@ -47,6 +47,12 @@ class RingBuffer(Resource):
         self._data = memoryview(self._other_pages)[page:]
         self._words = self._data.cast("I")
 
+    @property
+    def waiting(self) -> int:
+        """How many records are in the buffer, whole or still being written."""
+        waiting: int = (self._producer[0] - self._consumer[0]) // self.stride
+        return waiting
+
     def read(self, most: int) -> bytes:
         """Takes up to `most` records out of the buffer: `stride` bytes each, the header first.
 

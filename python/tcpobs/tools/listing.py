@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import gc
 import os
+import select
 import signal
 import sys
 import time
@@ -120,39 +121,45 @@ def run(
         told, look = events.Losses(), time.monotonic() + LOSSES_SECONDS
         # Nothing below makes reference cycles; looking for them would double the cost of a batch.
         gc.disable()
-        for batch in trace.batches():
-            if batch:
-                output.write(table.rows(batch))
-            if also:
-                for event in batch:
-                    also(event, clock)
-            if time.monotonic() >= look:
-                look = time.monotonic() + LOSSES_SECONDS
-                clock.adjust()
-                told = _tell(trace.losses, told)
-        _tell(trace.losses, told)
+        try:
+            for batch in trace.batches():
+                if batch:
+                    output.write(table.rows(batch))
+                if also:
+                    for event in batch:
+                        also(event, clock)
+                if time.monotonic() >= look:
+                    look = time.monotonic() + LOSSES_SECONDS
+                    clock.adjust()
+                    told = _tell(trace.losses, told)
+        finally:
+            _tell(trace.losses, told)
 
 
 def _tell(losses: events.Losses, told: events.Losses) -> events.Losses:
-    if losses != told:
+    if losses != told and sys.stderr:
         print(f"tcpobs: lost so far: {losses}", file=sys.stderr, flush=True)
     return losses
+
+
+_STOPS = (signal.SIGINT, signal.SIGTERM)
 
 
 class _Stopping:
     """SIGINT and SIGTERM, from the start on: what comes before there is something to stop is kept.
 
-    The same signal again ends the process at once, should it be stuck in a write that nobody reads.
+    A second one ends the process at once, should it be stuck in a write that nobody reads.
     """
 
     def __init__(self) -> None:
         self._asked = False
         self._stop: Callable[[], None] | None = None
-        for number in (signal.SIGINT, signal.SIGTERM):
+        for number in _STOPS:
             signal.signal(number, self._on_signal)
 
-    def _on_signal(self, number: int, _: object) -> None:
-        signal.signal(number, signal.SIG_DFL)
+    def _on_signal(self, *_: object) -> None:
+        for number in _STOPS:
+            signal.signal(number, signal.SIG_DFL)
         self._asked = True
         if self._stop:
             self._stop()
@@ -179,6 +186,8 @@ class _Output:
         while data:
             try:
                 data = data[os.write(self.fd, data) :]
+            except BlockingIOError:  # somebody who shares the pipe made it so
+                select.select([], [self.fd], [])
             except BrokenPipeError:
                 raise
             except OSError as error:
