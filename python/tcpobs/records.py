@@ -115,7 +115,7 @@ class Task(Record):
 
     @property
     def comm(self) -> str:
-        r"""The task's name, safe to print: what is not printable, or not UTF-8, is escaped as \\xNN."""
+        r"""The task's name, safe to print: what is not printable, or not UTF-8, is escaped as \xNN."""
         field = self[self.fields["comm"]]
         assert isinstance(field, bytes)
         text = field.split(b"\0", 1)[0].decode("utf-8", "backslashreplace")

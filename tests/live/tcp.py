@@ -18,6 +18,9 @@ from tcpobs.records import Record
 R = TypeVar("R", bound=Record)
 
 LOOPBACK = {socket.AF_INET: "127.0.0.1", socket.AF_INET6: "::1"}
+WAYS = [("tp_btf", "sk_storage"), ("tp_btf", "hash"), ("tracepoint", "hash")]
+"""Every way that kernels have to see state changes, but for kprobes (see test_command)."""
+
 DEADLINE = 10.0
 """Seconds after which a condition that should come true will not."""
 

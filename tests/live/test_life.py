@@ -13,6 +13,7 @@ import pytest
 import tcpobs
 from live.tcp import (
     LOOPBACK,
+    WAYS,
     Pair,
     byte_counts,
     child,
@@ -23,8 +24,6 @@ from live.tcp import (
     wait_state,
 )
 from tcpobs import Session
-
-WAYS = [("tp_btf", "sk_storage"), ("tp_btf", "hash"), ("tracepoint", "hash")]
 
 
 def of_port(port: int, count: int) -> Callable[[list[Session]], bool]:

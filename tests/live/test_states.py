@@ -13,6 +13,7 @@ import pytest
 import tcpobs
 from live.tcp import (
     LOOPBACK,
+    WAYS,
     Pair,
     client_first,
     client_resets,
@@ -31,8 +32,6 @@ SERVER_OPENS = ["LISTEN>SYN_RECV", "SYN_RECV>ESTABLISHED"]
 CLOSES_FIRST = ["ESTABLISHED>FIN_WAIT1", "FIN_WAIT1>FIN_WAIT2", "FIN_WAIT2>CLOSE"]
 CLOSES_SECOND = ["ESTABLISHED>CLOSE_WAIT", "CLOSE_WAIT>LAST_ACK", "LAST_ACK>CLOSE"]
 IS_RESET = ["ESTABLISHED>CLOSE"]
-
-WAYS = [("tp_btf", "sk_storage"), ("tp_btf", "hash"), ("tracepoint", "hash")]
 
 
 @pytest.fixture(params=WAYS, ids="-".join)

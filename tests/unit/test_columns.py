@@ -81,6 +81,18 @@ NUMBERS = {name: number for number, name in enumerate(STATES, 1)}
 FAMILIES = {4: AF_INET, 6: AF_INET6}
 
 
+def packed_endpoints(row: Change | End) -> bytes:
+    """struct endpoints of bpf/events.h."""
+    return struct.pack(
+        "=16s16sHHI",
+        inet_pton(FAMILIES[row.ip], row.laddr),
+        inet_pton(FAMILIES[row.ip], row.raddr),
+        row.lport,
+        row.rport,
+        FAMILIES[row.ip],
+    )
+
+
 class Change(NamedTuple):
     """A state change, as it is shown."""
 
@@ -99,15 +111,11 @@ class Change(NamedTuple):
     def packed(self, time_ns: int) -> bytes:
         """struct state_change of bpf/events.h."""
         return struct.pack(
-            "=QQQ16s16sHHII16sHH",
+            "=QQQ40sI16sHH",
             self.skaddr,
             time_ns,
             round(self.ms * 1e6),
-            inet_pton(FAMILIES[self.ip], self.laddr),
-            inet_pton(FAMILIES[self.ip], self.raddr),
-            self.lport,
-            self.rport,
-            FAMILIES[self.ip],
+            packed_endpoints(self),
             self.pid,
             self.comm.encode(),
             *(NUMBERS.get(state) or int(state) for state in (self.old, self.new)),
@@ -131,16 +139,12 @@ class End(NamedTuple):
     def packed(self, time_ns: int) -> bytes:
         """struct session of bpf/events.h; a byte short of one KiB more than is shown."""
         return struct.pack(
-            "=QQQQ16s16sHHII16sI",
+            "=QQQQ40sI16sI",
             time_ns,
             round(self.ms * 1e6),
             self.tx_kb * 1024 + 1023,
             self.rx_kb * 1024 + 1023,
-            inet_pton(FAMILIES[self.ip], self.laddr),
-            inet_pton(FAMILIES[self.ip], self.raddr),
-            self.lport,
-            self.rport,
-            FAMILIES[self.ip],
+            packed_endpoints(self),
             self.pid,
             self.comm.encode() if self.pid else b"",
             0,
