@@ -17,7 +17,8 @@ struct {
 	__u64 sockets_full;
 } lost;
 
-#define COUNT(counter) __sync_fetch_and_add(&(counter), 1)
+/* Relaxed, and without the sum: an ordered one, or one that gives it back, needs Linux 5.12. */
+#define COUNT(counter) (void)__atomic_fetch_add(&(counter), 1, __ATOMIC_RELAXED)
 
 /* Room for one event, or NULL (and counted). A macro, for the verifier wants a constant size. */
 #define reserve(type)                                                                                        \
