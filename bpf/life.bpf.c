@@ -23,29 +23,22 @@ char LICENSE[] SEC("license") = "Dual BSD/GPL";
 /* Puts the event's layout into the object's BTF. */
 struct session *emitted __attribute__((unused));
 
-static __always_inline void emit(struct tcp_sock *tcp, struct socket_state *state)
+static __always_inline void report(void *ctx, struct tcp_sock *tcp, struct socket_state *state)
 {
-	struct endpoints endpoints;
-	struct session *event;
-	__u64 now = bpf_ktime_get_ns();
+	struct session event = {};
 
-	read_endpoints(&endpoints, tcp);
-	if (!wanted(&endpoints) || (only_pid && only_pid != state->owner.pid))
+	read_endpoints(&event.endpoints, tcp);
+	if (!wanted(&event.endpoints) || (only_pid && only_pid != state->owner.pid))
 		return;
-	event = reserve(struct session);
-	if (!event)
-		return;
-	event->time_ns = now;
-	event->span_ns = now - state->born_ns;
-	event->tx_bytes = BPF_CORE_READ(tcp, bytes_acked);
-	event->rx_bytes = BPF_CORE_READ(tcp, bytes_received);
-	event->endpoints = endpoints;
-	event->owner = state->owner;
-	event->unused = 0;
-	submit(event, sizeof(*event));
+	event.time_ns = bpf_ktime_get_ns();
+	event.span_ns = event.time_ns - state->born_ns;
+	event.tx_bytes = BPF_CORE_READ(tcp, bytes_acked);
+	event.rx_bytes = BPF_CORE_READ(tcp, bytes_received);
+	event.owner = state->owner;
+	emit(ctx, &event, sizeof(event));
 }
 
-static __always_inline int on_change(struct sock *sk, int oldstate, int newstate)
+static __always_inline int on_change(void *ctx, struct sock *sk, int oldstate, int newstate)
 {
 	bool birth = newstate < TCP_FIN_WAIT1;
 	struct tcp_sock *tcp = tcp_socket(sk);
@@ -65,7 +58,7 @@ static __always_inline int on_change(struct sock *sk, int oldstate, int newstate
 	if (newstate != TCP_CLOSE)
 		return 0;
 	if (state->born_ns)
-		emit(tcp, state);
+		report(ctx, tcp, state);
 	forget_state(sk, state);
 	return 0;
 }
@@ -73,19 +66,24 @@ static __always_inline int on_change(struct sock *sk, int oldstate, int newstate
 SEC("tp_btf/inet_sock_set_state")
 int BPF_PROG(life_tp_btf, struct sock *sk, int oldstate, int newstate)
 {
-	return on_change(sk, oldstate, newstate);
+	return on_change(ctx, sk, oldstate, newstate);
 }
 
 SEC("tracepoint/sock/inet_sock_set_state")
 int life_tracepoint(struct trace_event_raw_inet_sock_set_state *ctx)
 {
-	return on_change((struct sock *)ctx->skaddr, ctx->oldstate, ctx->newstate);
+	return on_change(ctx, (struct sock *)ctx->skaddr, ctx->oldstate, ctx->newstate);
 }
 
 SEC("kprobe/tcp_set_state")
 int BPF_KPROBE(life_kprobe, struct sock *sk, int newstate)
 {
-	int oldstate = BPF_CORE_READ((struct tcp_sock *)sk, SKC(skc_state));
+	return on_change(ctx, sk, read_state(sk), newstate);
+}
 
-	return on_change(sk, oldstate, newstate);
+/* SYN_RECV is entered without tcp_set_state. */
+SEC("kretprobe/inet_csk_clone_lock")
+int BPF_KRETPROBE(life_kprobe_clone, struct sock *sk)
+{
+	return sk ? on_change(ctx, sk, TCP_LISTEN, TCP_SYN_RECV) : 0;
 }

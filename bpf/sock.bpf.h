@@ -13,12 +13,21 @@
 #define INET(field) inet_conn.icsk_inet.field
 #define SKC(field) inet_conn.icsk_inet.sk.__sk_common.field
 
-/* The TCP socket behind sk, or NULL: the hooks also see SCTP, DCCP and MPTCP. */
+/*
+ * The TCP socket behind sk, or NULL: the hooks also see SCTP, DCCP and MPTCP.
+ * sk_protocol was a bit field before Linux 5.6.
+ */
 static __always_inline struct tcp_sock *tcp_socket(struct sock *sk)
 {
 	struct tcp_sock *tcp = (struct tcp_sock *)sk;
 
-	return BPF_CORE_READ(tcp, INET(sk.sk_protocol)) == IPPROTO_TCP ? tcp : NULL;
+	return BPF_CORE_READ_BITFIELD_PROBED(tcp, INET(sk.sk_protocol)) == IPPROTO_TCP ? tcp : NULL;
+}
+
+/* The socket's state now. */
+static __always_inline int read_state(struct sock *sk)
+{
+	return BPF_CORE_READ((struct tcp_sock *)sk, SKC(skc_state));
 }
 
 /*

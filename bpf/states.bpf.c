@@ -22,60 +22,63 @@ char LICENSE[] SEC("license") = "Dual BSD/GPL";
 /* Puts the event's layout into the object's BTF. */
 struct state_change *emitted __attribute__((unused));
 
-static __always_inline int on_change(struct sock *sk, int oldstate, int newstate)
+static __always_inline int on_change(void *ctx, struct sock *sk, int oldstate, int newstate)
 {
 	struct tcp_sock *tcp = tcp_socket(sk);
-	struct endpoints endpoints;
+	struct state_change event = {};
 	struct socket_state *state;
-	struct state_change *event;
-	__u64 now, span = 0;
 
 	if (!tcp)
 		return 0;
-	now = bpf_ktime_get_ns();
+	event.skaddr = (__u64)sk;
+	event.time_ns = bpf_ktime_get_ns();
 	state = find_or_make_state(sk);
 	if (state) {
 		if (state->changed_ns && !begins(oldstate, newstate))
-			span = now - state->changed_ns;
+			event.span_ns = event.time_ns - state->changed_ns;
 		if (newstate == TCP_CLOSE)
 			forget_state(sk, state);
 		else
-			state->changed_ns = now;
+			state->changed_ns = event.time_ns;
 	}
 
-	read_endpoints(&endpoints, tcp);
-	if (!wanted(&endpoints))
+	read_endpoints(&event.endpoints, tcp);
+	if (!wanted(&event.endpoints))
 		return 0;
-	event = reserve(struct state_change);
-	if (!event)
-		return 0;
-	event->skaddr = (__u64)sk;
-	event->time_ns = now;
-	event->span_ns = span;
-	event->endpoints = endpoints;
-	event->transition.oldstate = oldstate;
-	event->transition.newstate = newstate;
-	read_current(&event->current);
-	submit(event, sizeof(*event));
+	event.transition.oldstate = oldstate;
+	event.transition.newstate = newstate;
+	read_current(&event.current);
+	emit(ctx, &event, sizeof(event));
 	return 0;
 }
 
 SEC("tp_btf/inet_sock_set_state")
 int BPF_PROG(states_tp_btf, struct sock *sk, int oldstate, int newstate)
 {
-	return on_change(sk, oldstate, newstate);
+	return on_change(ctx, sk, oldstate, newstate);
 }
 
 SEC("tracepoint/sock/inet_sock_set_state")
 int states_tracepoint(struct trace_event_raw_inet_sock_set_state *ctx)
 {
-	return on_change((struct sock *)ctx->skaddr, ctx->oldstate, ctx->newstate);
+	return on_change(ctx, (struct sock *)ctx->skaddr, ctx->oldstate, ctx->newstate);
 }
 
 SEC("kprobe/tcp_set_state")
 int BPF_KPROBE(states_kprobe, struct sock *sk, int newstate)
 {
-	int oldstate = BPF_CORE_READ((struct tcp_sock *)sk, SKC(skc_state));
+	return on_change(ctx, sk, read_state(sk), newstate);
+}
 
-	return on_change(sk, oldstate, newstate);
+/* LISTEN and SYN_RECV are entered without tcp_set_state. */
+SEC("kprobe/inet_csk_listen_start")
+int BPF_KPROBE(states_kprobe_listen, struct sock *sk)
+{
+	return on_change(ctx, sk, read_state(sk), TCP_LISTEN);
+}
+
+SEC("kretprobe/inet_csk_clone_lock")
+int BPF_KRETPROBE(states_kprobe_clone, struct sock *sk)
+{
+	return sk ? on_change(ctx, sk, TCP_LISTEN, TCP_SYN_RECV) : 0;
 }

@@ -6,7 +6,7 @@ import argparse
 import os
 import sys
 
-from tcpobs.errors import TcpobsError
+from tcpobs.errors import HostError, TcpobsError
 from tcpobs.libbpf.errors import LibbpfError, LibraryMissing
 
 TYPE_CHECKING = False
@@ -18,12 +18,14 @@ if TYPE_CHECKING:
 TOOLS = {
     "states": "every TCP state change, with the time spent in the old state",
     "life": "every TCP session that ends: owner, addresses, bytes, duration",
+    "doctor": "what this host can do, and what to do about the rest",
 }
 
 EXAMPLES = """\
 examples:
   tcpobs life -w              sessions as they end
   tcpobs states -L 443        state changes of the local port 443
+  tcpobs doctor               whether this host can run them, and why not
   tcpobs life --help          all about one tool"""
 
 
@@ -64,6 +66,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 0
     except LibraryMissing as error:
         return _fail(f"{error}; install tcpobs again, or point TCPOBS_LIBBPF to another one")
+    except HostError as error:
+        return _fail(f"{error} (`tcpobs doctor` says more)")
     except (TcpobsError, LibbpfError) as error:
         return _fail(str(error))
     except KeyboardInterrupt:
@@ -91,8 +95,8 @@ def _run(arguments: Sequence[str]) -> int:
             module.add_arguments(tool)
             tool.set_defaults(run=module.run)
     parsed = parser.parse_args(arguments)
-    parsed.run(parsed)
-    return 0
+    status: int = parsed.run(parsed) or 0
+    return status
 
 
 def _module(tool: str) -> ModuleType:

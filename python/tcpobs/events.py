@@ -8,9 +8,9 @@ from contextlib import suppress
 
 from tcpobs import host
 from tcpobs.errors import TcpobsError
+from tcpobs.libbpf.errors import LibbpfError, LibraryMissing
 from tcpobs.libbpf.resource import Resource
-from tcpobs.libbpf.ringbuf import HEADER_SIZE, RingBuffer
-from tcpobs.records import decoder
+from tcpobs.transport import PerfBufferTransport, RingBufferTransport
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -18,10 +18,10 @@ if TYPE_CHECKING:
     from typing import Any, Generic, TypedDict, TypeVar
 
     from tcpobs.libbpf.btf import Value
-    from tcpobs.libbpf.object import Object
-    from tcpobs.records import Record
+    from tcpobs.records import WithEndpoints
+    from tcpobs.transport import Transport
 
-    R = TypeVar("R", bound=Record)
+    R = TypeVar("R", bound=WithEndpoints)
 
     class Options(TypedDict, total=False):
         """How to trace: the options that Events has."""
@@ -29,8 +29,10 @@ if TYPE_CHECKING:
         duration: float | None
         buffer_size: int
         max_sockets: int
+        btf: str | None
         hook: str | None
         storage: str | None
+        transport: str | None
 
 else:
     R = None
@@ -43,7 +45,7 @@ else:
 
 
 BUFFER_SIZE = 8 << 20
-"""Bytes of the ring buffer unless told otherwise: about 80,000 events."""
+"""Bytes of the buffer unless told otherwise: about 80,000 events."""
 
 MAX_SOCKETS = 1 << 20
 """Sockets that the hash map holds, where it is used, unless told otherwise."""
@@ -51,14 +53,11 @@ MAX_SOCKETS = 1 << 20
 POLL_SECONDS = 0.05
 """The reader looks at the buffer this often; the programs wake it only when much is waiting."""
 
-BATCH = 2048
-"""Events decoded at once, at most."""
-
 
 class Losses:
     """What was lost since the start, by cause. True if anything was.
 
-    ring_full: events for which the ring buffer had no room.
+    buffer_full: events for which the buffer had no room.
     sockets_full: changes of sockets for whose state there was no room: their spans, owners or whole
     sessions are missing.
     recursion_misses: changes that came while a program of this kind was running on the same CPU, so
@@ -66,12 +65,12 @@ class Losses:
     unfinished: events that were still being written when the trace ended.
     """
 
-    __slots__ = ("recursion_misses", "ring_full", "sockets_full", "unfinished")
+    __slots__ = ("buffer_full", "recursion_misses", "sockets_full", "unfinished")
 
     def __init__(
-        self, ring_full: int = 0, sockets_full: int = 0, recursion_misses: int = 0, unfinished: int = 0
+        self, buffer_full: int = 0, sockets_full: int = 0, recursion_misses: int = 0, unfinished: int = 0
     ) -> None:
-        self.ring_full = ring_full
+        self.buffer_full = buffer_full
         self.sockets_full = sockets_full
         self.recursion_misses = recursion_misses
         self.unfinished = unfinished
@@ -86,7 +85,7 @@ class Losses:
 
     def __str__(self) -> str:
         causes = (
-            (self.ring_full, "the ring buffer was full (raise --buffer-size)"),
+            (self.buffer_full, "the buffer was full (raise --buffer-size)"),
             (self.sockets_full, "no room to remember a socket (raise --max-sockets)"),
             (self.recursion_misses, "the kernel skipped the program"),
             (self.unfinished, "still being written at the end"),
@@ -114,41 +113,78 @@ class Events(Resource, Generic[R]):
         duration: float | None = None,
         buffer_size: int = BUFFER_SIZE,
         max_sockets: int = MAX_SOCKETS,
+        btf: str | None = None,
         hook: str | None = None,
         storage: str | None = None,
+        transport: str | None = None,
     ) -> None:
-        """Loads and attaches `tool`'s program, with `constants` set.
+        """Loads and attaches `tool`'s program, with `constants` set, the first way that works.
 
         `duration` is in seconds, `buffer_size` in bytes (rounded up to a power of two), `max_sockets`
-        counts sockets. `hook` and `storage` force a way (see host.WAYS). Raises TcpobsError.
+        counts sockets. `btf` is a file with the kernel's types, for a kernel that does not carry them.
+        `hook`, `storage` and `transport` force a way (see host.WAYS). Raises TcpobsError.
         """
         if not 0 < buffer_size <= 1 << 30:
             raise TcpobsError(f"buffer_size is at most 1 GiB, not {buffer_size} bytes")
         if not 0 < max_sockets < 1 << 32:
             raise TcpobsError(f"max_sockets is from 1 to 4294967295, not {max_sockets}")
-        buffer_size = 1 << max(16, (buffer_size - 1).bit_length())
-
-        def set_up(object: Object) -> None:
-            for name, value in constants.items():
-                object.variables[name] = value
-            object.variables["wakeup_bytes"] = buffer_size // 4
-            object.maps["events"].max_entries = buffer_size
-            object.maps["socket_hash"].max_entries = max_sockets
-
-        self._object, self._program = host.attach(tool, host.ways(hook, storage), set_up)
-        try:
-            size, self._decode = decoder(record, self._object.btf, HEADER_SIZE)
-            self._ring = RingBuffer(self._object.maps["events"], size)
-            self._poll = select.epoll()
-            # Edge-triggered: wait for the program's wake-up, not for the first byte to read.
-            self._poll.register(self._ring.fd, select.EPOLLIN | select.EPOLLET)
-        except BaseException:
-            self._object.close()
-            raise
+        if btf is not None:
+            host.check_btf(btf)
+        self._tool = tool
+        self._record = record
+        self._constants = constants
+        self._buffer_size = 1 << max(16, (buffer_size - 1).bit_length())
+        self._max_sockets = max_sockets
         self._losses = Losses()
         self._unfinished = 0
         self._stopped = False
+        failures: list[tuple[host.Way, LibbpfError]] = []
+        for way in host.ways(hook, storage, transport):
+            try:
+                self._start(way, btf)
+                break
+            except LibraryMissing:
+                raise
+            except LibbpfError as error:
+                failures.append((way, error))
+        else:
+            raise host.refusal(failures)
+        self.way = way
+        """How it is traced."""
+        self._poll = select.epoll()
+        for fd in self._transport.fds:
+            # Edge-triggered: wait for the kernel's wake-up, not for the first byte to read.
+            self._poll.register(fd, select.EPOLLIN | select.EPOLLET)
         self._end = time.monotonic() + duration if duration is not None else float("inf")
+
+    def _start(self, way: host.Way, btf: str | None) -> None:
+        """Traces this way. Raises LibbpfError, with everything undone, when the kernel does not take it."""
+        object, programs = host.open_object(self._tool, way, btf)
+        try:
+            for name, value in self._constants.items():
+                object.variables[name] = value
+            object.variables["wakeup_bytes"] = self._buffer_size // 4
+            if way.transport == "ringbuf":
+                object.maps["ring_buffer"].max_entries = self._buffer_size
+            if way.storage == "hash":
+                object.maps["socket_hash"].max_entries = self._max_sockets
+            object.load()
+            transport: Transport[R]
+            if way.transport == "ringbuf":
+                transport = RingBufferTransport(object, self._record)
+            else:
+                transport = PerfBufferTransport(object, self._record, self._buffer_size)
+            try:
+                for program in programs:
+                    object.attach(program)
+            except BaseException:
+                transport.close()
+                raise
+        except BaseException:
+            object.close()
+            raise
+        self._object, self._transport = object, transport
+        self._programs = [object.programs[program] for program in programs]
 
     def __iter__(self) -> Iterator[R]:
         """Events until `stop`, or until the duration is over."""
@@ -161,24 +197,18 @@ class Events(Resource, Generic[R]):
         At the end everything is detached, and then what is left in the buffer comes too.
         """
         while not self._stopped and time.monotonic() < self._end:
-            batch = list(self._decode(self._ring.read(BATCH)))
-            yield batch
-            if len(batch) < BATCH:  # else there is more
+            yield self._transport.take()
+            if not self._transport.more:
                 self._wait()
         self._object.detach()
-        end = time.monotonic() + POLL_SECONDS
-        time.sleep(0.001)  # detaching does not wait for a program that is running: it may still submit
-        while self._ring.waiting and time.monotonic() < end:
-            batch = list(self._decode(self._ring.read(BATCH)))
-            yield batch
-            if batch:
-                end = time.monotonic() + POLL_SECONDS
-        self._unfinished = self._ring.waiting
+        time.sleep(0.001)  # detaching does not wait for a program that is running: it may still write
+        yield from self._transport.rest()
+        self._unfinished = self._transport.unfinished
 
     def _wait(self) -> None:
         left = self._end - time.monotonic()
         for fd, happened in self._poll.poll(max(0.0, min(POLL_SECONDS, left))):
-            if fd != self._ring.fd and happened & (select.EPOLLERR | select.EPOLLHUP):
+            if fd not in self._transport.fds and happened & (select.EPOLLERR | select.EPOLLHUP):
                 self.stop()
 
     def stop(self) -> None:
@@ -195,8 +225,8 @@ class Events(Resource, Generic[R]):
         """What was lost so far; after closing, in all."""
         if self._object.loaded:
             lost: Any = self._object.variables["lost"]
-            misses = self._object.programs[self._program].info.recursion_misses
-            self._losses = Losses(lost["ring_full"], lost["sockets_full"], misses, self._unfinished)
+            misses = sum(program.recursion_misses for program in self._programs)
+            self._losses = Losses(lost["buffer_full"], lost["sockets_full"], misses, self._unfinished)
         return self._losses
 
     def close(self) -> None:
@@ -207,5 +237,5 @@ class Events(Resource, Generic[R]):
             _ = self.losses  # keeps the last count
         finally:
             self._poll.close()
-            self._ring.close()
+            self._transport.close()
             self._object.close()

@@ -1,7 +1,8 @@
 """What this host can do. Every choice between mechanisms is made here.
 
-A way is a hook, by which a program sees state changes, and a storage, where it keeps what it knows of a
-socket. The first way that the kernel takes is used: it is tried, not guessed from a version.
+A way is a hook, by which a program sees state changes; a storage, where it keeps what it knows of a
+socket; and a transport, by which its events come out. The first way that the kernel takes is used: it is
+tried, not guessed from a version.
 """
 
 from __future__ import annotations
@@ -10,13 +11,15 @@ import errno
 import os
 from collections import namedtuple
 
-from tcpobs.errors import TcpobsError
+from tcpobs import privileges
+from tcpobs.errors import HostError, TcpobsError
+from tcpobs.libbpf.btf import Btf, Kind
 from tcpobs.libbpf.errors import LibbpfError, LibraryMissing
 from tcpobs.libbpf.object import Object
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Sequence
     from typing import NamedTuple
 
     class Way(NamedTuple):
@@ -24,68 +27,71 @@ if TYPE_CHECKING:
 
         hook: str
         storage: str
+        transport: str
 
 else:
-    Way = namedtuple("Way", "hook storage")
+    Way = namedtuple("Way", "hook storage transport")
 
-WAYS = (
-    Way("tp_btf", "sk_storage"),  # Linux 5.11
-    Way("tp_btf", "hash"),  # Linux 5.5
-    Way("tracepoint", "hash"),  # Linux 4.16
-    Way("kprobe", "hash"),
+WAYS = tuple(
+    Way(hook, storage, transport)
+    for transport in ("ringbuf", "perfbuf")  # Linux 5.8; any
+    for hook, storage in (
+        ("tp_btf", "sk_storage"),  # Linux 5.11
+        ("tp_btf", "hash"),  # Linux 5.5
+        ("tracepoint", "hash"),  # Linux 4.16
+        ("kprobe", "hash"),
+    )
 )
 """Best first."""
 
-HOOKS = tuple(dict.fromkeys(way.hook for way in WAYS))
-STORAGES = tuple(dict.fromkeys(way.storage for way in WAYS))
+HOOKS, STORAGES, TRANSPORTS = (tuple(dict.fromkeys(choices)) for choices in zip(*WAYS))
+
+KERNEL_BTF = "/sys/kernel/btf/vmlinux"
+KPROBES = "/sys/bus/event_source/devices/kprobe"
+LOCKDOWN = "/sys/kernel/security/lockdown"
 
 _OBJECTS = os.path.join(os.path.dirname(__file__), "_objects")
-_CAP_SYS_ADMIN, _CAP_PERFMON, _CAP_BPF = 21, 38, 39  # include/uapi/linux/capability.h
 
 
-class HostError(TcpobsError):
-    """The host does not allow what is needed."""
-
-
-def ways(hook: str | None = None, storage: str | None = None) -> list[Way]:
-    """The ways to try, best first; `hook` and `storage` force one."""
-    found = [way for way in WAYS if hook in (None, way.hook) and storage in (None, way.storage)]
+def ways(hook: str | None = None, storage: str | None = None, transport: str | None = None) -> list[Way]:
+    """The ways to try, best first; what is given forces that."""
+    forced = (hook, storage, transport)
+    found = [way for way in WAYS if all(want in (None, part) for want, part in zip(forced, way))]
     if not found:
         raise TcpobsError(f"--hook {hook} does not go with --storage {storage}")
     return found
 
 
-def attach(tool: str, candidates: Sequence[Way], set_up: Callable[[Object], None]) -> tuple[Object, str]:
-    """Loads a tool's object the first way that works, and attaches its program.
+def open_object(tool: str, way: Way, btf: str | None = None) -> tuple[Object, list[str]]:
+    """A tool's object, set up to be loaded this way, and the names of the programs to attach.
 
-    `set_up` sets what the object's user wants before loading. Returns the object and the program's name.
-    Raises HostError with the remedy when no way works.
+    `btf` is a file with the kernel's types, for a kernel that does not carry them. Raises HostError when
+    the object is missing or damaged.
     """
-    failures: list[tuple[Way, LibbpfError]] = []
-    data = _object(tool)
-    for way in candidates:
-        program = f"{tool}_{way.hook}"
-        object = _open(tool, data)
-        try:
-            for name in object.programs:
-                object.programs[name].autoload = name == program
-            object.variables["use_sk_storage"] = way.storage == "sk_storage"
-            unused = "socket_hash" if way.storage == "sk_storage" else "socket_storage"
-            object.maps[unused].autocreate = False
-            set_up(object)
-            object.load()
-            object.attach(program)
-            return object, program
-        except LibbpfError as error:
-            object.close()
-            failures.append((way, error))
-        except BaseException:
-            object.close()
-            raise
-    raise HostError(_remedy(failures))
+    try:
+        object = Object(_read_object(tool), tool, btf)
+    except LibraryMissing:
+        raise
+    except LibbpfError as error:
+        raise HostError(f"the object {tool}.bpf.o is damaged ({error}): install tcpobs again") from error
+    try:
+        name = f"{tool}_{way.hook}"
+        programs = [program for program in object.programs if f"{program}_".startswith(f"{name}_")]
+        for program in object.programs:
+            object.programs[program].autoload = program in programs
+        object.variables["use_sk_storage"] = way.storage == "sk_storage"
+        object.variables["use_ring_buffer"] = way.transport == "ringbuf"
+        unused_storage = "socket_hash" if way.storage == "sk_storage" else "socket_storage"
+        unused_transport = "perf_buffers" if way.transport == "ringbuf" else "ring_buffer"
+        for map in (unused_storage, unused_transport):
+            object.maps[map].autocreate = False
+    except BaseException:
+        object.close()
+        raise
+    return object, programs
 
 
-def _object(tool: str) -> bytes:
+def _read_object(tool: str) -> bytes:
     machine = os.uname().machine
     path = os.path.join(_OBJECTS, machine, f"{tool}.bpf.o")
     try:
@@ -97,56 +103,87 @@ def _object(tool: str) -> bytes:
         ) from None
 
 
-def _open(tool: str, data: bytes) -> Object:
+def check_btf(path: str) -> None:
+    """Raises TcpobsError unless the file holds a kernel's types."""
     try:
-        return Object(data, tool)
-    except LibraryMissing:
-        raise
+        with Btf.of_file(path) as btf:
+            known = btf.find("tcp_sock", Kind.STRUCT)
     except LibbpfError as error:
-        raise HostError(f"the object {tool}.bpf.o is damaged ({error}): install tcpobs again") from error
+        reason = os.strerror(error.errno) if error.errno else str(error)
+        raise TcpobsError(f"{path} cannot be read as BTF: {reason}") from None
+    if known is None:
+        raise TcpobsError(f"{path} knows no struct tcp_sock: it is not a kernel's BTF")
 
 
-def _remedy(failures: Sequence[tuple[Way, LibbpfError]]) -> str:
-    """One line: why nothing worked, and what to do."""
+def refusal(failures: Sequence[tuple[Way, LibbpfError]]) -> HostError:
+    """The error to raise when no way worked: one line with the cause and the remedy."""
+    return HostError(remedy(failures))
+
+
+def remedy(failures: Sequence[tuple[Way, LibbpfError]]) -> str:
+    """Why nothing worked, and what to do; the best way's failure speaks for all."""
     hooks = {way.hook for way, _ in failures}
     way, error = failures[0]
     denied = any(failure.errno in (errno.EPERM, errno.EACCES) for _, failure in failures)
-    if denied and not _may_trace():
+    if denied and not privileges.may_trace():
         return "tracing needs root, or the capabilities CAP_BPF and CAP_PERFMON: try it with sudo"
-    if "[confidentiality]" in _read("/sys/kernel/security/lockdown"):
+    if "[confidentiality]" in read(LOCKDOWN):
         return (
             "the kernel is locked down (confidentiality), and BPF may not read its memory:"
             " boot with lockdown=integrity or none"
         )
-    if not os.path.exists("/sys/kernel/btf/vmlinux"):
+    if not os.path.exists(KERNEL_BTF) and "BTF" in error.log:
         return (
-            "this kernel carries no type information: /sys/kernel/btf/vmlinux is missing;"
-            " it takes a kernel built with CONFIG_DEBUG_INFO_BTF"
+            f"this kernel carries no type information: {KERNEL_BTF} is missing;"
+            " give it with --btf FILE, or take a kernel built with CONFIG_DEBUG_INFO_BTF"
         )
-    if hooks == {"tracepoint"} and not _tracefs():
+    if hooks == {"tracepoint"} and not tracefs():
         return "tracefs is not mounted: mount -t tracefs tracefs /sys/kernel/tracing"
-    if hooks == {"kprobe"} and not os.path.exists("/sys/bus/event_source/devices/kprobe"):
-        return "this kernel has no kprobes (CONFIG_KPROBES): leave --hook out"
-    said = error.log.strip().splitlines()
-    detail = f"; the kernel: {said[-1].strip()}" if said else ""
-    return f"the kernel did not take the program ({way.hook}, {way.storage}): {error}{detail}; see -v"
+    if hooks == {"tracepoint"} and error.errno == errno.EACCES and "tracepoint" in error.log:
+        return "tracefs may not be read: it takes root, or the capability CAP_DAC_READ_SEARCH"
+    if hooks == {"kprobe"} and not os.path.exists(KPROBES):
+        return "this kernel has no kprobes (CONFIG_KPROBES): use another hook"
+    if error.errno == errno.EPERM and error.what.startswith("perf_buffer"):
+        return (
+            "perf buffers of this size take the capability CAP_IPC_LOCK, or RLIMIT_MEMLOCK:"
+            " lower --buffer-size, or raise kernel.perf_event_mlock_kb"
+        )
+    if error.errno == errno.EPERM and "failed to create" in error.log and _limits_locked_memory():
+        return (
+            "this kernel, before 5.11, counts BPF maps as locked memory (RLIMIT_MEMLOCK):"
+            " raise it (ulimit -l unlimited), or give the capability CAP_SYS_RESOURCE"
+        )
+    said = _verdict(error.log)
+    detail = f"; {said}" if said else ""
+    return f"the kernel did not take the program ({', '.join(way)}): {error}{detail}; see -v"
 
 
-def _may_trace() -> bool:
-    """Whether this process has the capabilities that tracing needs (capabilities(7))."""
-    for line in _read("/proc/self/status").splitlines():
-        if line.startswith("CapEff:"):
-            have = int(line.split()[1], 16)
-            both = 1 << _CAP_BPF | 1 << _CAP_PERFMON
-            return bool(have >> _CAP_SYS_ADMIN & 1) or have & both == both
-    return False
+def _verdict(log: str) -> str:
+    """The line of a log that says most: the verifier's last before its statistics, else libbpf's first."""
+    _, begun, verifier = log.partition("-- BEGIN PROG LOAD LOG --\n")
+    lines = (verifier.partition("\n-- END PROG LOAD LOG --")[0] if begun else log).strip().splitlines()
+    lines = [line.strip() for line in lines if not line.startswith("processed ")]
+    return lines[-1 if begun else 0] if lines else ""
 
 
-def _tracefs() -> bool:
-    return any(os.path.exists(f"/sys/kernel/{place}/events") for place in ("tracing", "debug/tracing"))
+def _limits_locked_memory() -> bool:
+    import resource
+
+    return resource.getrlimit(resource.RLIMIT_MEMLOCK)[0] != resource.RLIM_INFINITY
 
 
-def _read(path: str) -> str:
+def tracefs() -> str | None:
+    """Where tracefs is mounted, be it closed to this user or not."""
+    mounts = dict(line.split()[1:3] for line in read("/proc/self/mounts").splitlines())
+    for place in ("/sys/kernel/tracing", "/sys/kernel/debug/tracing"):
+        # The latter is mounted when somebody looks.
+        if mounts.get(place) == "tracefs" or os.path.exists(f"{place}/events"):
+            return place
+    return None
+
+
+def read(path: str) -> str:
+    """A file's text; nothing if it is not there, or not for us."""
     try:
         with open(path) as file:
             return file.read()

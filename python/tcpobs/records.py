@@ -9,6 +9,7 @@ come again and again, and are decoded once.
 from __future__ import annotations
 
 import struct
+from _socket import inet_ntop  # socket itself takes longer to import than all of this package
 from functools import lru_cache, partial
 from operator import itemgetter
 
@@ -100,8 +101,6 @@ def _address(family: int, field: object) -> str:
     assert isinstance(field, bytes)
     if family != AF_INET6:
         return "{}.{}.{}.{}".format(*field[:4])
-    from socket import inet_ntop  # late: it takes longer to import than all of this package
-
     return inet_ntop(AF_INET6, field)
 
 
@@ -121,7 +120,7 @@ class Task(Record):
         text = field.split(b"\0", 1)[0].decode("utf-8", "backslashreplace")
         if text.isprintable():
             return text
-        return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
+        return "".join(c if c.isprintable() else ascii(c)[1:-1] for c in text)
 
 
 class Owner(Task):

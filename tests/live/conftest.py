@@ -6,8 +6,14 @@ import os
 import socket
 import subprocess
 from collections.abc import Iterator
+from typing import TYPE_CHECKING
 
 import pytest
+
+from live.tcp import WAYS
+
+if TYPE_CHECKING:
+    from tcpobs.events import Options
 
 TRACING = "/sys/kernel/tracing"
 
@@ -16,6 +22,13 @@ TRACING = "/sys/kernel/tracing"
 def family(request: pytest.FixtureRequest) -> int:
     """Each test that takes it runs with both families."""
     return int(request.param)
+
+
+@pytest.fixture(params=WAYS, ids="-".join)
+def way(request: pytest.FixtureRequest) -> Options:
+    """Each test that takes it runs every way that this kernel has; these are the options that force it."""
+    hook, storage, transport = request.param
+    return {"hook": hook, "storage": storage, "transport": transport}
 
 
 @pytest.fixture(scope="session", autouse=True)

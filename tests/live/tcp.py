@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
+import re
 import socket
 import struct
 import time
@@ -12,16 +13,37 @@ from contextlib import contextmanager, suppress
 from typing import NamedTuple, TypeVar
 
 from tcpobs.events import Events
+from tcpobs.host import Way
 from tcpobs.libbpf import LibbpfError, library
-from tcpobs.records import Record
+from tcpobs.records import WithEndpoints
 
-R = TypeVar("R", bound=Record)
+R = TypeVar("R", bound=WithEndpoints)
 
 LOOPBACK = {socket.AF_INET: "127.0.0.1", socket.AF_INET6: "::1"}
-WAYS = [("tp_btf", "sk_storage"), ("tp_btf", "hash"), ("tracepoint", "hash")]
-"""Every way that kernels have to see state changes, but for kprobes (see test_command)."""
+ALL_WAYS = [
+    Way("tp_btf", "sk_storage", "ringbuf"),
+    Way("tp_btf", "hash", "ringbuf"),
+    Way("tracepoint", "hash", "ringbuf"),
+    Way("kprobe", "hash", "ringbuf"),
+    Way("tp_btf", "hash", "perfbuf"),
+    Way("tracepoint", "hash", "perfbuf"),
+]
+"""Each mechanism, forced; and the best and the least of those for kernels without ring buffers."""
 
-DEADLINE = 10.0
+
+def limit(way: Way) -> str:
+    """Why this kernel cannot trace this way; empty where it can."""
+    release = tuple(int(part) for part in re.findall(r"\d+", os.uname().release)[:2])
+    if way.storage == "sk_storage" and release < (5, 11):
+        return "Linux 5.11"
+    if way.hook == "kprobe" and not os.path.exists("/sys/bus/event_source/devices/kprobe"):
+        return "CONFIG_KPROBES"
+    return ""
+
+
+WAYS = [way for way in ALL_WAYS if not limit(way)]
+
+DEADLINE = 30.0
 """Seconds after which a condition that should come true will not."""
 
 

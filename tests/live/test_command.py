@@ -17,8 +17,10 @@ from contextlib import contextmanager
 
 import pytest
 
-from live.tcp import DEADLINE, connect, is_loaded, programs_of, wait
+from live.tcp import ALL_WAYS, DEADLINE, connect, is_loaded, limit, programs_of, wait
+from tcpobs.host import Way
 
+DOCTOR = " (`tcpobs doctor` says more)"
 TCPOBS = [os.path.join(os.path.dirname(sys.executable), "tcpobs")]
 HEADERS = {
     "states": "SKADDR           C-PID C-COMM     LADDR           LPORT RADDR           RPORT"
@@ -35,10 +37,15 @@ def tool(request: pytest.FixtureRequest) -> str:
 
 @contextmanager
 def running(*arguments: str) -> Iterator[tuple[subprocess.Popen[str], str]]:
-    """The command, tracing, and its header line (JSON has none)."""
-    command = subprocess.Popen(
-        [*TCPOBS, *arguments], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
-    )
+    """tcpobs with these arguments, tracing, and its header line (JSON has none)."""
+    with tracing([*TCPOBS, *arguments]) as (command, header):
+        yield command, header
+
+
+@contextmanager
+def tracing(arguments: list[str]) -> Iterator[tuple[subprocess.Popen[str], str]]:
+    """The same for a whole command."""
+    command = subprocess.Popen(arguments, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
     try:
         wait(lambda: bool(programs_of(command.pid)))
         assert command.stdout
@@ -180,7 +187,7 @@ def test_losses_are_told(library: str, monkeypatch: pytest.MonkeyPatch) -> None:
             end_pair()
         os.kill(command.pid, signal.SIGCONT)
         out, err = finish(command)
-    told = re.findall(r"tcpobs: lost so far: (\d+): the ring buffer was full \(raise --buffer-size\)", err)
+    told = re.findall(r"tcpobs: lost so far: (\d+): the buffer was full \(raise --buffer-size\)", err)
     assert int(told[-1]) + len(out.splitlines()) >= 300 * 12
     assert int(told[-1]) > 0
 
@@ -232,7 +239,7 @@ def test_without_privileges(tool: str) -> None:
     status, line = fails("setpriv", "--bounding-set=-all", "--inh-caps=-all", *TCPOBS, tool)
     assert status == 1
     assert line == (
-        "tcpobs: tracing needs root, or the capabilities CAP_BPF and CAP_PERFMON: try it with sudo"
+        f"tcpobs: tracing needs root, or the capabilities CAP_BPF and CAP_PERFMON: try it with sudo{DOCTOR}"
     )
 
 
@@ -254,23 +261,23 @@ def test_tracefs_is_not_mounted(tool: str) -> None:
     assert "is missing" in line or "mount -t tracefs" in line
     status, line = fails(*hidden("/sys/kernel/tracing", *TCPOBS, tool, "--hook", "tracepoint"))
     assert status == 1
-    assert line == "tcpobs: tracefs is not mounted: mount -t tracefs tracefs /sys/kernel/tracing"
+    assert line == f"tcpobs: tracefs is not mounted: mount -t tracefs tracefs /sys/kernel/tracing{DOCTOR}"
 
 
-def test_kprobe_is_loaded_where_it_cannot_be_attached(tool: str) -> None:
-    """This kernel has kprobes, and it works; or it has none, and that is said after the load."""
-    if os.path.exists("/sys/bus/event_source/devices/kprobe"):
-        with running(tool, "--hook", "kprobe") as (command, header):
-            assert header.rstrip("\n") == HEADERS[tool]
-            finish(command)
+@pytest.mark.parametrize("way", ALL_WAYS, ids="-".join)
+def test_every_way_works_or_is_refused_for_the_kernel_s_limit(tool: str, way: Way) -> None:
+    """Both tools, by the hidden flags; a refusal names the cause, and -v has the kernel's own words."""
+    hook, storage, transport = way
+    command = [tool, "-s", "--hook", hook, "--storage", storage, "--transport", transport]
+    if not limit(way):
+        with running(*command) as (process, _):
+            _, port = end_pair()
+            out, err = finish(process)
+        assert (f",{port}," in out, err) == (True, "")
         return
-    status, line = fails(*TCPOBS, tool, "--hook", "kprobe")
-    assert (status, "no kprobes (CONFIG_KPROBES)" in line) == (1, True)
-    verbose = subprocess.run(
-        [*TCPOBS, tool, "--hook", "kprobe", "-v"], capture_output=True, text=True, timeout=DEADLINE
-    )
-    assert f"prog '{tool}_kprobe': failed to create kprobe" in verbose.stderr
-    assert "failed to load" not in verbose.stderr
+    status, line = fails(*TCPOBS, *command)
+    why = {"CONFIG_KPROBES": "no kprobes (CONFIG_KPROBES)", "Linux 5.11": "bpf_sk_storage_get"}
+    assert (status, why[limit(way)] in line) == (1, True)
 
 
 def test_the_distribution_s_libbpf(tool: str, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -7,13 +7,13 @@ import socket
 import threading
 import time
 from collections.abc import Callable
+from typing import TYPE_CHECKING
 
 import pytest
 
 import tcpobs
 from live.tcp import (
     LOOPBACK,
-    WAYS,
     Pair,
     byte_counts,
     child,
@@ -24,6 +24,9 @@ from live.tcp import (
     wait_state,
 )
 from tcpobs import Session
+
+if TYPE_CHECKING:
+    from tcpobs.events import Options
 
 
 def of_port(port: int, count: int) -> Callable[[list[Session]], bool]:
@@ -38,11 +41,9 @@ def both(seen: list[Session], port: int) -> tuple[Session, Session]:
     return client, server
 
 
-@pytest.mark.parametrize("way", WAYS, ids="-".join)
-def test_bytes_addresses_and_duration(family: int, way: tuple[str, str]) -> None:
+def test_bytes_addresses_and_duration(family: int, way: Options) -> None:
     """Bytes are what TCP_INFO says of the closed sockets, whose descriptors are still open."""
-    hook, storage = way
-    with tcpobs.sessions(hook=hook, storage=storage) as events:
+    with tcpobs.sessions(**way) as events:
         before = time.monotonic_ns()
         pair = connect(family)
         established = time.monotonic_ns()
@@ -99,26 +100,26 @@ def close_when_told(end: socket.socket) -> None:
     ids=["client", "server", "client-resets", "server-resets"],
 )
 def test_owners(
-    family: int,
+    way: Options,
     client_ends: Callable[[socket.socket], None],
     server_ends: Callable[[socket.socket], None],
     known: tuple[bool, bool],
 ) -> None:
     """Each end belongs to the process that acted on it; nobody's is 0 and `-`, and never a guess."""
-    address = (LOOPBACK[socket.AddressFamily(family)], 0)
-    with (
-        tcpobs.sessions() as events,
-        socket.create_server(address, family=socket.AddressFamily(family)) as listener,
-    ):
-        port = listener.getsockname()[1]
-        with child(lambda: serve(listener, server_ends)) as server_pid:
-            client_end = socket.create_connection(listener.getsockname()[:2])
-            client_end.sendall(b"!")
-            client_ends(client_end)
-        client, server = both(gather(events, of_port(port, 2)), port)
-    assert client.pid == (os.getpid() if known[0] else 0)
-    assert server.pid == (server_pid if known[1] else 0)
-    assert (server.comm == "-") == (server.pid == 0)
+    for family, address in LOOPBACK.items():
+        with (
+            tcpobs.sessions(**way) as events,
+            socket.create_server((address, 0), family=family) as listener,
+        ):
+            port = listener.getsockname()[1]
+            with child(lambda: serve(listener, server_ends)) as server_pid:
+                client_end = socket.create_connection(listener.getsockname()[:2])
+                client_end.sendall(b"!")
+                client_ends(client_end)
+            client, server = both(gather(events, of_port(port, 2)), port)
+        assert client.pid == (os.getpid() if known[0] else 0)
+        assert server.pid == (server_pid if known[1] else 0)
+        assert (server.comm == "-") == (server.pid == 0)
 
 
 def test_refused_is_a_session_of_who_tried() -> None:

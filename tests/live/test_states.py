@@ -7,13 +7,13 @@ import socket
 import time
 from collections.abc import Callable
 from ipaddress import ip_address
+from typing import TYPE_CHECKING
 
 import pytest
 
 import tcpobs
 from live.tcp import (
     LOOPBACK,
-    WAYS,
     Pair,
     client_first,
     client_resets,
@@ -27,18 +27,14 @@ from live.tcp import (
 from live.wire import Wire
 from tcpobs import StateChange
 
+if TYPE_CHECKING:
+    from tcpobs.events import Options
+
 CLIENT_OPENS = ["CLOSE>SYN_SENT", "SYN_SENT>ESTABLISHED"]
 SERVER_OPENS = ["LISTEN>SYN_RECV", "SYN_RECV>ESTABLISHED"]
 CLOSES_FIRST = ["ESTABLISHED>FIN_WAIT1", "FIN_WAIT1>FIN_WAIT2", "FIN_WAIT2>CLOSE"]
 CLOSES_SECOND = ["ESTABLISHED>CLOSE_WAIT", "CLOSE_WAIT>LAST_ACK", "LAST_ACK>CLOSE"]
 IS_RESET = ["ESTABLISHED>CLOSE"]
-
-
-@pytest.fixture(params=WAYS, ids="-".join)
-def way(request: pytest.FixtureRequest) -> dict[str, str]:
-    """Every way that this kernel has."""
-    hook, storage = request.param
-    return {"hook": hook, "storage": storage}
 
 
 def closed(port: int, sockets: int) -> Callable[[list[StateChange]], bool]:
@@ -82,12 +78,12 @@ def by_socket(events: list[StateChange], port: int) -> dict[str, list[StateChang
 )
 def test_both_ends_of_a_session(
     family: int,
-    way: dict[str, str],
+    way: Options,
     end: Callable[[Pair], None],
     client: list[str],
     server: list[str],
 ) -> None:
-    with tcpobs.states(**way) as events:  # type: ignore[arg-type]
+    with tcpobs.states(**way) as events:
         pair = connect(family)
         client_port, server_port = pair.ports
         end(pair)
@@ -117,10 +113,10 @@ def comm() -> str:
         return file.read().rstrip("\n")
 
 
-def test_spans_are_the_time_in_the_old_state(family: int) -> None:
-    with tcpobs.states() as events:
+def test_spans_are_the_time_in_the_old_state(way: Options) -> None:
+    with tcpobs.states(**way) as events:
         before = time.monotonic_ns()
-        pair = connect(family)
+        pair = connect(socket.AF_INET6)
         port = pair.ports[1]
         client_first(pair)
         after = time.monotonic_ns()
@@ -132,10 +128,10 @@ def test_spans_are_the_time_in_the_old_state(family: int) -> None:
             assert before < earlier.time_ns <= later.time_ns < after
 
 
-def test_refused() -> None:
+def test_refused(way: Options) -> None:
     with socket.create_server(("127.0.0.1", 0)) as listener:
         port = listener.getsockname()[1]
-    with tcpobs.states(remote_ports=[port]) as events:
+    with tcpobs.states(remote_ports=[port], **way) as events:
         with pytest.raises(ConnectionRefusedError):
             socket.create_connection(("127.0.0.1", port))
         seen = gather(events, closed(port, 1))

@@ -117,8 +117,10 @@ def test_nothing_asked_for(tool: str, monkeypatch: pytest.MonkeyPatch) -> None:
         "duration": None,
         "buffer_size": 8 << 20,
         "max_sockets": 1 << 20,
+        "btf": None,
         "hook": None,
         "storage": None,
+        "transport": None,
     }
     flags = ("time", "timestamp", "wide", "csv", "json", "verbose", "ebpf")
     assert not any(getattr(arguments, flag) for flag in flags)
@@ -127,15 +129,19 @@ def test_nothing_asked_for(tool: str, monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.parametrize("tool", TOOLS)
 def test_all_asked_for(tool: str, monkeypatch: pytest.MonkeyPatch) -> None:
     filters = "-L 80,443 -D 0,65535 -6"
-    options = "-d 2.5 --buffer-size 64k --max-sockets 5 --hook tp_btf --storage hash"
+    options = (
+        "-d 2.5 --buffer-size 64k --max-sockets 5 --btf F --hook tp_btf --storage hash --transport perfbuf"
+    )
     arguments = parsed(monkeypatch, tool, "-Ttwv", *filters.split(), *options.split())
     assert listing.filters(arguments) == {"local_ports": [80, 443], "remote_ports": [0, 65535], "ip": 6}
     assert listing.options(arguments) == {
         "duration": 2.5,
         "buffer_size": 65536,
         "max_sockets": 5,
+        "btf": "F",
         "hook": "tp_btf",
         "storage": "hash",
+        "transport": "perfbuf",
     }
     assert all(getattr(arguments, flag) for flag in ("time", "timestamp", "wide", "verbose"))
 
@@ -221,7 +227,7 @@ def test_ebpf_prints_the_whole_source(tool: str, capfd: Captured) -> None:
     assert 'SEC("tp_btf/inet_sock_set_state")' in source
     included = [line for line in source.splitlines() if line.startswith('#include "')]
     assert included == ['#include "vmlinux.h"']
-    for defined in ("struct endpoints {", "wanted(", "read_endpoints(", "submit("):
+    for defined in ("struct endpoints {", "wanted(", "read_endpoints(", "emit("):
         assert defined in source
 
 
@@ -256,7 +262,7 @@ class NoEvents(Events[Session]):
     def __init__(self) -> None:
         """Traces nothing."""
 
-    losses = Losses(ring_full=3, recursion_misses=1)
+    losses = Losses(buffer_full=3, recursion_misses=1)
 
     def batches(self) -> Iterator[list[Session]]:
         return iter([[]])
@@ -301,5 +307,5 @@ def test_mode(flags: tuple[str, ...], header: str, monkeypatch: pytest.MonkeyPat
 
 def test_losses_are_told(monkeypatch: pytest.MonkeyPatch, capfd: Captured) -> None:
     _, err = ran(monkeypatch, capfd)
-    causes = "3: the ring buffer was full (raise --buffer-size), 1: the kernel skipped the program"
+    causes = "3: the buffer was full (raise --buffer-size), 1: the kernel skipped the program"
     assert err == f"tcpobs: lost so far: {causes}\n"

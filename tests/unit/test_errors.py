@@ -4,37 +4,36 @@ from __future__ import annotations
 
 import errno
 import os
+import resource
 import subprocess
 import sys
 from typing import TYPE_CHECKING
 
 import pytest
 
-from tcpobs import host
-from tcpobs.errors import TcpobsError
-from tcpobs.host import HostError, Way
+from tcpobs import host, privileges
+from tcpobs.errors import HostError, TcpobsError
+from tcpobs.host import Way
 from tcpobs.libbpf import LibbpfError
 
 if TYPE_CHECKING:
     from collections.abc import Collection
     from pathlib import Path
 
-    from tcpobs.libbpf import Object
-
-TP_BTF = Way("tp_btf", "sk_storage")
-TRACEPOINT = Way("tracepoint", "hash")
-KPROBE = Way("kprobe", "hash")
+TP_BTF = Way("tp_btf", "sk_storage", "ringbuf")
+TRACEPOINT = Way("tracepoint", "hash", "ringbuf")
+KPROBE = Way("kprobe", "hash", "ringbuf")
 
 BTF = "/sys/kernel/btf/vmlinux"
 TRACEFS = "/sys/kernel/tracing/events"
 KPROBES = "/sys/bus/event_source/devices/kprobe"
 USUAL = frozenset({BTF, TRACEFS, KPROBES})
 
-ROOT = f"Name:\tpython3\nCapEff:\t{(1 << 41) - 1:016x}\nSeccomp:\t0\n"
-NOBODY = "CapEff:\t0000000000000000\n"
-BPF_AND_PERFMON = f"CapEff:\t{1 << 39 | 1 << 38:016x}\n"
-BPF_ALONE = f"CapEff:\t{1 << 39:016x}\n"
-SYS_ADMIN = f"CapEff:\t{1 << 21:016x}\n"
+ROOT = (1 << 41) - 1
+NOBODY = 0
+BPF_AND_PERFMON = 1 << 39 | 1 << 38
+BPF_ALONE = 1 << 39
+SYS_ADMIN = 1 << 21
 
 
 def remedy(
@@ -42,15 +41,16 @@ def remedy(
     ways: Collection[Way],
     number: int = errno.EINVAL,
     log: str = "",
-    status: str = ROOT,
+    capabilities: int = ROOT,
     lockdown: str = "[none] integrity confidentiality",
     exist: Collection[str] = USUAL,
 ) -> str:
     """What is said when every way fails with this error on such a host."""
-    files = {"/proc/self/status": status, "/sys/kernel/security/lockdown": lockdown}
-    patch.setattr(host, "_read", lambda path: files[path])
+    files = {"/sys/kernel/security/lockdown": lockdown, "/proc/self/mounts": ""}
+    patch.setattr(host, "read", lambda path: files[path])
+    patch.setattr(privileges, "effective", lambda: capabilities)
     patch.setattr(os.path, "exists", lambda path: path in exist)
-    text = host._remedy([(way, LibbpfError("bpf_object__load", number, log)) for way in ways])
+    text = host.remedy([(way, LibbpfError("bpf_object__load", number, log)) for way in ways])
     assert "\n" not in text
     return text
 
@@ -59,15 +59,15 @@ ROOT_NEEDED = "tracing needs root, or the capabilities CAP_BPF and CAP_PERFMON: 
 
 
 @pytest.mark.parametrize("number", [errno.EPERM, errno.EACCES])
-@pytest.mark.parametrize("status", [NOBODY, BPF_ALONE, ""])
-def test_not_privileged(number: int, status: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    assert remedy(monkeypatch, host.WAYS, number, status=status, exist=()) == ROOT_NEEDED
+@pytest.mark.parametrize("capabilities", [NOBODY, BPF_ALONE])
+def test_not_privileged(number: int, capabilities: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert remedy(monkeypatch, host.WAYS, number, capabilities=capabilities, exist=()) == ROOT_NEEDED
 
 
-@pytest.mark.parametrize("status", [ROOT, SYS_ADMIN, BPF_AND_PERFMON])
-def test_refused_though_privileged(status: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    text = remedy(monkeypatch, [TP_BTF], errno.EPERM, status=status)
-    assert text.startswith("the kernel did not take the program (tp_btf, sk_storage): ")
+@pytest.mark.parametrize("capabilities", [ROOT, SYS_ADMIN, BPF_AND_PERFMON])
+def test_refused_though_privileged(capabilities: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    text = remedy(monkeypatch, [TP_BTF], errno.EPERM, capabilities=capabilities)
+    assert text.startswith("the kernel did not take the program (tp_btf, sk_storage, ringbuf): ")
     assert "Operation not permitted" in text
 
 
@@ -84,7 +84,7 @@ def test_lockdown_of_integrity_does_no_harm(monkeypatch: pytest.MonkeyPatch) -> 
 
 
 def test_no_kernel_btf(monkeypatch: pytest.MonkeyPatch) -> None:
-    text = remedy(monkeypatch, host.WAYS, errno.ESRCH, exist=USUAL - {BTF})
+    text = remedy(monkeypatch, host.WAYS, errno.ESRCH, log="kernel BTF is missing", exist=USUAL - {BTF})
     assert "/sys/kernel/btf/vmlinux is missing" in text
     assert "CONFIG_DEBUG_INFO_BTF" in text
 
@@ -102,24 +102,50 @@ def test_tracefs_mounted_in_either_place(place: str, monkeypatch: pytest.MonkeyP
 
 def test_no_kprobes(monkeypatch: pytest.MonkeyPatch) -> None:
     text = remedy(monkeypatch, [KPROBE], errno.ENOENT, exist=USUAL - {KPROBES})
-    assert text == "this kernel has no kprobes (CONFIG_KPROBES): leave --hook out"
+    assert text == "this kernel has no kprobes (CONFIG_KPROBES): use another hook"
 
 
-def test_what_the_kernel_said(monkeypatch: pytest.MonkeyPatch) -> None:
-    text = remedy(monkeypatch, host.WAYS, errno.EINVAL, log="first\n  the reason\n\n")
+VERIFIER = """\
+libbpf: prog 'x': BPF program load failed: Invalid argument
+-- BEGIN PROG LOAD LOG --
+0: (79) r6 = *(u64 *)(r1 +0)
+  unknown func bpf_sk_storage_get#107
+processed 10 insns (limit 1000000)
+-- END PROG LOAD LOG --
+libbpf: failed to load object 'life'
+"""
+
+
+@pytest.mark.parametrize(
+    ("log", "said"),
+    [
+        ("  the reason\nfollows\n", "; the reason"),
+        (VERIFIER, "; unknown func bpf_sk_storage_get#107"),
+        ("", ""),
+    ],
+)
+def test_what_the_kernel_said(log: str, said: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    text = remedy(monkeypatch, host.WAYS, errno.EINVAL, log=log)
     assert text == (
-        "the kernel did not take the program (tp_btf, sk_storage): bpf_object__load: Invalid argument;"
-        " the kernel: the reason; see -v"
+        "the kernel did not take the program (tp_btf, sk_storage, ringbuf): bpf_object__load:"
+        f" Invalid argument{said}; see -v"
     )
+
+
+def test_maps_are_charged_as_locked_memory(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(resource, "getrlimit", lambda _: (65536, 65536))
+    text = remedy(monkeypatch, [TP_BTF], errno.EPERM, log="map 'ring_buffer': failed to create")
+    assert "RLIMIT_MEMLOCK" in text
+    assert "CAP_SYS_RESOURCE" in text
 
 
 @pytest.mark.parametrize(
     ("hook", "storage", "found"),
     [
         (None, None, list(host.WAYS)),
-        ("tp_btf", None, [TP_BTF, Way("tp_btf", "hash")]),
-        (None, "hash", [Way("tp_btf", "hash"), TRACEPOINT, KPROBE]),
-        ("tracepoint", "hash", [TRACEPOINT]),
+        ("tp_btf", None, [way for way in host.WAYS if way.hook == "tp_btf"]),
+        (None, "hash", [way for way in host.WAYS if way.storage == "hash"]),
+        ("tracepoint", "hash", [TRACEPOINT, TRACEPOINT._replace(transport="perfbuf")]),
     ],
 )
 def test_ways(hook: str | None, storage: str | None, found: list[Way]) -> None:
@@ -131,14 +157,10 @@ def test_no_way() -> None:
         host.ways("kprobe", "sk_storage")
 
 
-def set_up_nothing(_: Object) -> None:
-    """The object as it is."""
-
-
 def test_no_object_for_this_machine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(host, "_OBJECTS", str(tmp_path))
     with pytest.raises(HostError, match=r"life\.bpf\.o is missing: install the tcpobs wheel for ") as raised:
-        host.attach("life", host.WAYS, set_up_nothing)
+        host.open_object("life", TP_BTF)
     assert "\n" not in str(raised.value)
 
 
@@ -148,7 +170,7 @@ def test_damaged_object(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None
     (folder / "life.bpf.o").write_bytes(b"damaged")
     monkeypatch.setattr(host, "_OBJECTS", str(tmp_path))
     with pytest.raises(HostError, match=r"life\.bpf\.o is damaged .*: install tcpobs again$") as raised:
-        host.attach("life", host.WAYS, set_up_nothing)
+        host.open_object("life", TP_BTF)
     assert "\n" not in str(raised.value)
 
 

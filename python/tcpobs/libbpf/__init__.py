@@ -1,4 +1,4 @@
-"""A typed binding of libbpf by ctypes: objects, programs, links, maps, ring buffers, BTF.
+"""A typed binding of libbpf by ctypes: objects, programs, links, maps, ring and perf buffers, BTF.
 
 It knows nothing of TCP and could stand alone. Everything that holds something of the kernel's is a
 context manager; every failure is a LibbpfError.
@@ -9,6 +9,7 @@ from tcpobs.libbpf.errors import LibbpfError, LibraryMissing
 from tcpobs.libbpf.library import library, show_messages
 from tcpobs.libbpf.map import Map, MapType
 from tcpobs.libbpf.object import Object, strip_dwarf
+from tcpobs.libbpf.perfbuf import PerfBuffers
 from tcpobs.libbpf.program import Link, Program, ProgramInfo, RunStatistics
 from tcpobs.libbpf.ringbuf import RingBuffer
 
@@ -21,6 +22,7 @@ __all__ = [
     "Map",
     "MapType",
     "Object",
+    "PerfBuffers",
     "Program",
     "ProgramInfo",
     "RingBuffer",

@@ -74,6 +74,12 @@ PROTOTYPES: dict[str, tuple[Any, list[Any]]] = {
         [c_int, c_void_p, c_void_p, c_void_p, c_void_p, c_void_p, c_void_p],
     ),
     "libbpf_num_possible_cpus": (STATUS, []),
+    # perf buffers
+    "perf_buffer__new_raw": (POINTER, [c_int, c_size_t, c_void_p, c_void_p, c_void_p, c_void_p]),
+    "perf_buffer__free": (None, [c_void_p]),
+    "perf_buffer__buffer_cnt": (c_size_t, [c_void_p]),
+    "perf_buffer__buffer_fd": (STATUS, [c_void_p, c_size_t]),
+    "perf_buffer__buffer": (STATUS, [c_void_p, c_int, c_void_p, c_void_p]),
     # BTF
     "btf__load_vmlinux_btf": (POINTER, []),
     "btf__parse": (POINTER, [c_char_p, c_void_p]),

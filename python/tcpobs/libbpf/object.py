@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import mmap
 from ctypes import c_char_p, c_size_t
 
 from tcpobs.libbpf.btf import Btf, Kind
@@ -57,8 +58,9 @@ class Variables:
         map, offset, type = self._place(name)
         if not self._object.loaded:
             return type.unpack(ctypes.string_at(map.memory + offset, type.size))
-        values = map.lookup(bytes(map.key_size)) or b""
-        return type.unpack(values[offset : offset + type.size])
+        # Mapping the map's memory takes no capability, as looking it up may.
+        with mmap.mmap(map.fd, offset + type.size, prot=mmap.PROT_READ) as values:
+            return type.unpack(values[offset : offset + type.size])
 
     def __setitem__(self, name: str, value: Value) -> None:
         map, offset, type = self._place(name)

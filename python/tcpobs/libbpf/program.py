@@ -102,6 +102,16 @@ class Program(Handle):
         library().bpf_obj_get_info_by_fd(self.fd, ctypes.byref(info), ctypes.byref(size))
         return info
 
+    @property
+    def recursion_misses(self) -> int:
+        """How often the kernel did not enter it (see ProgramInfo). Takes no capability, as `info` may.
+
+        From the file descriptor's file in /proc, proc_pid_fdinfo(5); 0 where the kernel does not count.
+        """
+        with open(f"/proc/self/fdinfo/{self.fd}") as file:
+            fields = dict(line.split(":", 1) for line in file)
+        return int(fields.get("recursion_misses", 0))
+
     def attach(self) -> Link:
         """Attaches it to what its section names: tp_btf, tracepoint, kprobe, and all of libbpf's others."""
         return Link(library().bpf_program__attach(self.handle))

@@ -62,14 +62,14 @@ class RingBuffer(Resource):
         waiting = (self._producer[0] - start) // self.stride
         if not waiting:
             return b""
-        _order_memory()
+        order_memory()
         size = self._submitted(start, min(waiting, most)) * self.stride
-        _order_memory()
+        order_memory()
         place = start % self._size
         records = bytes(self._data[place : place + size])
         if len(records) < size:
             records += self._data[: size - len(records)]
-        _order_memory()
+        order_memory()
         self._consumer[0] = start + size
         return records
 
@@ -102,7 +102,7 @@ class RingBuffer(Resource):
         self._consumer_page.close()
 
 
-def _order_memory() -> None:
+def order_memory() -> None:
     """Keeps loads and stores before it from moving behind it, and the other way round.
 
     CPUs with weak ordering (aarch64) need that between a header, its data, and giving the room back.

@@ -10,7 +10,7 @@ import signal
 import sys
 import time
 
-from tcpobs import events, host
+from tcpobs import events, host, privileges
 from tcpobs.clock import Clock
 from tcpobs.columns import CSV, JSON, TEXT, WIDE, Table
 from tcpobs.errors import TcpobsError
@@ -22,9 +22,9 @@ if TYPE_CHECKING:
 
     from tcpobs.columns import Column
     from tcpobs.events import Events, Options
-    from tcpobs.records import Record
+    from tcpobs.records import WithEndpoints
 
-    R = TypeVar("R", bound=Record)
+    R = TypeVar("R", bound=WithEndpoints)
 
     class Filters(TypedDict):
         """The filters that all listings have."""
@@ -57,7 +57,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         type=_size,
         default=events.BUFFER_SIZE,
         metavar="SIZE",
-        help="ring buffer for events in bytes, K or M (default 8M)",
+        help="buffer for events in bytes, K or M (default 8M)",
     )
     add(
         "--max-sockets",
@@ -66,10 +66,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="N",
         help="sockets remembered where the kernel cannot do so itself, before 5.11 (default 1048576)",
     )
+    add("--btf", metavar="FILE", help="the kernel's types, where it does not carry them itself")
     add("-v", "--verbose", action="store_true", help="show libbpf's messages on standard error")
     add("--ebpf", action="store_true", help=argparse.SUPPRESS)
     add("--hook", choices=host.HOOKS, help=argparse.SUPPRESS)
     add("--storage", choices=host.STORAGES, help=argparse.SUPPRESS)
+    add("--transport", choices=host.TRANSPORTS, help=argparse.SUPPRESS)
 
 
 def filters(arguments: argparse.Namespace) -> Filters:
@@ -87,8 +89,10 @@ def options(arguments: argparse.Namespace) -> Options:
         "duration": arguments.duration,
         "buffer_size": arguments.buffer_size,
         "max_sockets": arguments.max_sockets,
+        "btf": arguments.btf,
         "hook": arguments.hook,
         "storage": arguments.storage,
+        "transport": arguments.transport,
     }
 
 
@@ -118,6 +122,8 @@ def run(
         shown = [*clock.columns(arguments.time, arguments.timestamp), *columns]
         table = Table(shown, mode, record)
         output.write(table.header())
+        # Nothing below opens a file, or imports a module, that only a privileged user could read.
+        privileges.give_up()
         told, look = events.Losses(), time.monotonic() + LOSSES_SECONDS
         # Nothing below makes reference cycles; looking for them would double the cost of a batch.
         gc.disable()

@@ -1,0 +1,245 @@
+"""tcpobs doctor: what this host can do, and what to do about the rest."""
+
+from __future__ import annotations
+
+import os
+from collections import namedtuple
+
+from tcpobs import compiler, host, privileges
+from tcpobs.errors import TcpobsError
+from tcpobs.privileges import Capability
+from tcpobs.tools.life import sessions
+from tcpobs.tools.states import states
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    import argparse
+    from collections.abc import Callable
+    from typing import Any, NamedTuple
+
+    from tcpobs.events import Events
+
+    class Finding(NamedTuple):
+        """What was found of one thing. `works` is None for a plain fact, and for what was not looked at."""
+
+        name: str
+        works: bool | None
+        text: str
+        remedy: str
+
+else:
+    Finding = namedtuple("Finding", "name works text remedy")
+
+EXAMPLES = """\
+examples:
+  tcpobs doctor               everything, on one screen
+  tcpobs doctor --json        the same for a script
+  tcpobs doctor --btf FILE    with this file of the kernel's types
+
+It tries each mechanism by loading and attaching a program, and detaches it at once. The exit status is
+0 when `states` and `life` can run, else 1. Without root it says what it could not look at."""
+
+NEEDS_PRIVILEGE = "not looked at: this needs root, or CAP_BPF and CAP_PERFMON"
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Its flags."""
+    parser.epilog = EXAMPLES
+    parser.add_argument("--json", action="store_true", help="one JSON object")
+    parser.add_argument(
+        "--btf", metavar="FILE", help="the kernel's types, where it does not carry them itself"
+    )
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """Runs the command; returns the exit status."""
+    tools = [_tool("states", arguments.btf), _tool("life", arguments.btf)]
+    able = all(tool.works for tool in tools)
+    findings = [
+        *_kernel(arguments.btf),
+        _capabilities(),
+        *_mechanisms(arguments.btf),
+        _compiler(),
+        _journal(),
+        *tools,
+        Finding("while running", None, "no capability is kept once everything is attached", ""),
+    ]
+    if arguments.json:
+        _print_json(able, findings)
+    else:
+        _print_text(findings)
+    return 0 if able else 1
+
+
+def _print_text(findings: list[Finding]) -> None:
+    from tcpobs import __version__
+    from tcpobs.libbpf.library import library
+
+    system = os.uname()
+    print(
+        f"tcpobs {__version__}, libbpf {'.'.join(map(str, library().version))},"
+        f" {system.sysname} {system.release} {system.machine}"
+    )
+    for name, works, text, remedy in findings:
+        answer = {True: "yes", False: "no", None: "-"}[works]
+        print(f"{name:<22} {answer:<4} {text}")
+        if remedy:
+            print(f"{'':<22}      to do: {remedy}")
+
+
+def _print_json(able: bool, findings: list[Finding]) -> None:
+    import json
+
+    from tcpobs import __version__
+    from tcpobs.libbpf.library import library
+
+    system = os.uname()
+    print(
+        json.dumps(
+            {
+                "able": able,
+                "tcpobs": __version__,
+                "libbpf": ".".join(map(str, library().version)),
+                "kernel": system.release,
+                "machine": system.machine,
+                "findings": [
+                    {"name": name, "works": works, "text": text, "remedy": remedy or None}
+                    for name, works, text, remedy in findings
+                ],
+            },
+            indent=2,
+        )
+    )
+
+
+# ---- the host
+
+
+def _kernel(btf: str | None) -> list[Finding]:
+    return [_types(btf), _lockdown(), _jit(), _tracefs(), _cgroup()]
+
+
+def _types(btf: str | None) -> Finding:
+    name, path = "kernel types (BTF)", btf or host.KERNEL_BTF
+    if not os.path.exists(path):
+        remedy = "give them with --btf FILE, or take a kernel built with CONFIG_DEBUG_INFO_BTF"
+        return Finding(name, False, f"{path} is missing", remedy)
+    try:
+        host.check_btf(path)
+    except TcpobsError as error:
+        return Finding(name, False, str(error), "give them with --btf FILE")
+    return Finding(name, True, f"{path}, {os.path.getsize(path) / 1e6:.1f} MB", "")
+
+
+def _lockdown() -> Finding:
+    text = host.read(host.LOCKDOWN).strip()
+    if not text:
+        why = "not looked at" if os.path.exists(host.LOCKDOWN) else f"{host.LOCKDOWN} is not there"
+        return Finding("lockdown", None, why, "")
+    mode = text.partition("[")[2].partition("]")[0]
+    if mode != "confidentiality":
+        return Finding("lockdown", None, mode, "")
+    return Finding(
+        "lockdown", None, mode, "boot with lockdown=integrity or none: BPF may not read kernel memory"
+    )
+
+
+def _jit() -> Finding:
+    path = "/proc/sys/net/core/bpf_jit_enable"
+    value = host.read(path).strip()
+    if not value:
+        return Finding("BPF JIT", None, f"not looked at: {path} cannot be read", "")
+    if value == "0":
+        return Finding(
+            "BPF JIT", False, "off: programs run several times slower", "sysctl net.core.bpf_jit_enable=1"
+        )
+    return Finding("BPF JIT", True, f"net.core.bpf_jit_enable is {value}", "")
+
+
+def _tracefs() -> Finding:
+    place = host.tracefs()
+    if not place:
+        return Finding("tracefs", False, "not mounted; only the hook tracepoint needs it", "")
+    closed = "" if os.access(f"{place}/events", os.R_OK) else ", closed to this user"
+    return Finding("tracefs", True, place + closed, "")
+
+
+def _cgroup() -> Finding:
+    if os.path.exists("/sys/fs/cgroup/cgroup.controllers"):
+        return Finding("cgroup", None, "version 2", "")
+    if os.path.exists("/sys/fs/cgroup/unified/cgroup.controllers"):
+        return Finding("cgroup", None, "versions 1 and 2 (hybrid)", "")
+    if os.path.isdir("/sys/fs/cgroup/memory"):
+        return Finding("cgroup", None, "version 1", "")
+    return Finding("cgroup", None, "none is mounted at /sys/fs/cgroup", "")
+
+
+def _capabilities() -> Finding:
+    held = [capability.name for capability in Capability if privileges.has(capability)]
+    text = ", ".join(held) or "none that tracing has to do with"
+    if privileges.may_trace():
+        return Finding("capabilities", True, text, "")
+    return Finding("capabilities", False, text, "run it as root, or give it CAP_BPF and CAP_PERFMON")
+
+
+# ---- the mechanisms
+
+
+def _mechanisms(btf: str | None) -> list[Finding]:
+    """Each hook, storage and transport, tried."""
+    return [
+        _mechanism(f"{part} {choice}", btf, **{part: choice})
+        for part, choices in (
+            ("hook", host.HOOKS),
+            ("storage", host.STORAGES),
+            ("transport", host.TRANSPORTS),
+        )
+        for choice in choices
+    ]
+
+
+def _mechanism(name: str, btf: str | None, **forced: str) -> Finding:
+    if not privileges.may_trace():
+        return Finding(name, None, NEEDS_PRIVILEGE, "")
+    try:
+        with sessions(btf=btf, **forced) as events:  # type: ignore[arg-type]
+            return Finding(
+                name, True, "with " + ", ".join(p for p in events.way if p not in forced.values()), ""
+            )
+    except TcpobsError as error:
+        return Finding(name, False, str(error), "")
+
+
+def _tool(name: str, btf: str | None) -> Finding:
+    """What a tool will choose here."""
+    start: dict[str, Callable[..., Events[Any]]] = {"states": states, "life": sessions}
+    try:
+        with start[name](btf=btf) as events:
+            return Finding(f"tcpobs {name}", True, ", ".join(events.way), "")
+    except TcpobsError as error:
+        return Finding(f"tcpobs {name}", False, str(error), "")
+
+
+# ---- what else tools use
+
+
+def _compiler() -> Finding:
+    found = compiler.find()
+    if found:
+        return Finding("compiler", True, " ".join(found), "")
+    return Finding(
+        "compiler",
+        False,
+        "none; `states` and `life` need none, argdist will",
+        "install clang or the Python package ziglang, or set TCPOBS_CLANG",
+    )
+
+
+def _journal() -> Finding:
+    from tcpobs.journal import Journal
+
+    try:
+        Journal()
+    except TcpobsError as error:
+        return Finding("journal (states -Y)", False, str(error), "")
+    return Finding("journal (states -Y)", True, "systemd-journald", "")

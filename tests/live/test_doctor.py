@@ -1,0 +1,125 @@
+"""tcpobs doctor, and a kernel that does not carry its own types."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import socket
+import subprocess
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from live.tcp import ALL_WAYS, DEADLINE, connect, limit, server_first
+from live.test_command import TCPOBS, finish, hidden, tracing
+from tcpobs import host
+
+
+def doctor(*prefix: str, arguments: tuple[str, ...] = ()) -> tuple[int, dict[str, Any]]:
+    """Its exit status, and its findings by name; both of its forms say the same."""
+    command = [*prefix, *TCPOBS, "doctor", *arguments]
+    in_json, in_text = (
+        subprocess.run([*command, *form], capture_output=True, text=True, timeout=DEADLINE)
+        for form in (["--json"], [])
+    )
+    assert (in_json.stderr, in_text.stderr) == ("", "")
+    assert in_json.returncode == in_text.returncode
+    said = json.loads(in_json.stdout)
+    assert said["able"] == (in_json.returncode == 0)
+    answers = {True: "yes", False: "no", None: "-"}
+    for finding in said["findings"]:
+        line = f"{finding['name']:<22} {answers[finding['works']]:<4} {finding['text']}"
+        assert line in in_text.stdout.splitlines()
+        assert (finding["remedy"] or "") in in_text.stdout
+    return in_json.returncode, {finding["name"]: finding for finding in said["findings"]}
+
+
+def test_what_it_says_of_each_mechanism_is_so() -> None:
+    """It agrees with what is known of this kernel, and with what the tools then do."""
+    status, findings = doctor()
+    assert status == 0
+    for part in ("hook", "storage", "transport"):
+        for choice in {getattr(way, part) for way in ALL_WAYS}:
+            works = any(not limit(way) for way in ALL_WAYS if getattr(way, part) == choice)
+            assert findings[f"{part} {choice}"]["works"] is works
+    best = next(way for way in host.WAYS if not limit(way))
+    for tool in ("states", "life"):
+        assert findings[f"tcpobs {tool}"]["text"] == ", ".join(best)
+
+
+def test_without_privileges() -> None:
+    """It runs, and says what it could not look at."""
+    status, findings = doctor("setpriv", "--bounding-set=-all", "--inh-caps=-all")
+    assert status == 1
+    assert "give it CAP_BPF and CAP_PERFMON" in findings["capabilities"]["remedy"]
+    for hook in host.HOOKS:
+        assert findings[f"hook {hook}"]["works"] is None
+        assert "not looked at" in findings[f"hook {hook}"]["text"]
+    assert findings["kernel types (BTF)"]["works"]
+
+
+@pytest.fixture
+def types(tmp_path: Path) -> str:
+    """A file with this kernel's types."""
+    shutil.copy(host.KERNEL_BTF, tmp_path / "kernel.btf")
+    return str(tmp_path / "kernel.btf")
+
+
+def without_types(*command: str) -> list[str]:
+    """The command, where the kernel's types are hidden."""
+    return hidden("/sys/kernel/btf", *command)
+
+
+def test_a_kernel_without_types(types: str) -> None:
+    status, findings = doctor(*without_types())
+    assert (status, findings["kernel types (BTF)"]["works"]) == (1, False)
+    assert "--btf FILE" in findings["kernel types (BTF)"]["remedy"]
+    status, findings = doctor(*without_types(), arguments=("--btf", types))
+    assert (status, findings["kernel types (BTF)"]["works"]) == (0, True)
+
+
+WITHOUT_TYPES = [way for way in ALL_WAYS if way.hook != "tp_btf" and not limit(way)]
+"""tp_btf is for kernels that carry their types."""
+
+
+@pytest.mark.parametrize("tool", ["states", "life"])
+@pytest.mark.parametrize("way", [None, *WITHOUT_TYPES], ids=lambda way: "-".join(way or ["any"]))
+def test_types_from_a_file(way: host.Way | None, tool: str, types: str, family: int) -> None:
+    """The rows are right on a kernel that hides its types, given the file."""
+    forced = ["--hook", way.hook, "--transport", way.transport] if way else []
+    command = without_types(*TCPOBS, tool, "-s", "--btf", types, *forced)
+    with tracing(command) as (process, _):
+        pair = connect(family)
+        client_port, port = pair.ports
+        server_first(pair)
+        out, err = finish(process)
+    rows = [line.split(",") for line in out.splitlines() if str(port) in line.split(",")]
+    assert err == ""
+    assert len(rows) == (12 if tool == "states" else 2)
+    ends = {(row[-6], row[-4]) if tool == "life" else (row[5], row[7]) for row in rows}
+    assert {(str(client_port), str(port)), (str(port), str(client_port))} <= ends
+    address = "127.0.0.1" if family == socket.AF_INET else "::1"
+    assert all(address in row for row in rows)
+
+
+@pytest.mark.parametrize(
+    ("content", "reason"),
+    [
+        (None, "No such file"),
+        (b"", "cannot be read as BTF"),
+        (b"damaged" * 100, "cannot be read as BTF"),
+        (Path("/bin/true").read_bytes(), "cannot be read as BTF"),
+    ],
+    ids=["missing", "empty", "damaged", "ELF"],
+)
+def test_a_file_that_holds_no_types(content: bytes | None, reason: str, tmp_path: Path) -> None:
+    path = tmp_path / "no.btf"
+    if content is not None:
+        path.write_bytes(content)
+    done = subprocess.run(
+        [*TCPOBS, "life", "--btf", str(path)], capture_output=True, text=True, timeout=DEADLINE
+    )
+    assert (done.returncode, done.stdout, done.stderr.count("\n")) == (1, "", 1)
+    assert f"tcpobs: {path}" in done.stderr
+    assert reason in done.stderr

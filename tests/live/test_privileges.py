@@ -1,0 +1,143 @@
+"""What privileges the tools need, and that they give them up."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import signal
+import socket
+import subprocess
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+import pytest
+
+import tcpobs
+from live.tcp import DEADLINE, WAYS, connect, is_loaded, programs_of, server_first, wait
+from tcpobs.host import Way
+
+NOBODY = 65534
+PYTHON = "/usr/bin/python3"
+"""One that every user can run: the tests' own may be closed to others."""
+
+RELEASE = tuple(map(int, os.uname().release.split("-")[0].split("+")[0].split(".")[:2]))
+
+
+def needed(way: Way) -> set[str]:
+    """The capabilities that a way takes, of setpriv(1)'s names."""
+    capabilities = {"bpf", "perfmon"}
+    if way.hook == "tracepoint":
+        capabilities.add("dac_read_search")  # tracefs, which only root may look into
+    if way.transport == "perfbuf":
+        capabilities.add("ipc_lock")  # buffers larger than RLIMIT_MEMLOCK and kernel.perf_event_mlock_kb
+    if RELEASE < (5, 11):
+        capabilities.add("sys_resource")  # maps are charged to RLIMIT_MEMLOCK, which has to be raised
+    return capabilities
+
+
+REFUSALS = {
+    "bpf": "CAP_BPF and CAP_PERFMON",
+    "perfmon": "CAP_BPF and CAP_PERFMON",
+    "dac_read_search": "CAP_DAC_READ_SEARCH",
+    "ipc_lock": "CAP_IPC_LOCK",
+    "sys_resource": "CAP_SYS_RESOURCE",
+}
+"""What a refusal names when a capability is missing."""
+
+
+@pytest.fixture(scope="module")
+def package() -> Iterator[str]:
+    """A folder with tcpobs that everybody may read."""
+    with TemporaryDirectory(dir="/tmp") as folder:
+        os.chmod(folder, 0o755)
+        shutil.copytree(Path(tcpobs.__file__).parent, Path(folder) / "tcpobs")
+        yield folder
+
+
+def as_nobody(package: str, capabilities: set[str], *arguments: str) -> list[str]:
+    """The command of a user that has these capabilities and nothing else, nor a large RLIMIT_MEMLOCK."""
+    given = ",".join(["-all", *(f"+{name}" for name in sorted(capabilities))])
+    return [
+        *("prlimit", "--memlock=65536:65536", "setpriv", f"--reuid={NOBODY}", f"--regid={NOBODY}"),
+        *("--clear-groups", f"--inh-caps={given}", f"--ambient-caps={given}", f"--bounding-set={given}"),
+        *("env", f"PYTHONPATH={package}", PYTHON, "-m", "tcpobs", *arguments),
+    ]
+
+
+@contextmanager
+def running(command: list[str]) -> Iterator[subprocess.Popen[str]]:
+    """The command, tracing, its header read and its privileges given up."""
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    try:
+        assert process.stdout
+        if not process.stdout.readline():
+            pytest.fail(process.communicate()[1])
+        wait(lambda: status_of(process.pid)["NoNewPrivs"] == "1")
+        yield process
+    finally:
+        process.kill()
+        process.communicate()
+
+
+def status_of(pid: int) -> dict[str, str]:
+    """/proc/PID/status."""
+    with open(f"/proc/{pid}/status") as file:
+        return {name: value.strip() for name, _, value in (line.partition(":") for line in file)}
+
+
+def end_and_read(process: subprocess.Popen[str]) -> str:
+    """Makes a session, ends the command cleanly; gives its rows with that session's server port."""
+    pair = connect(socket.AF_INET6)
+    port = pair.ports[1]
+    server_first(pair)
+    programs = programs_of(process.pid)
+    assert programs
+    process.send_signal(signal.SIGINT)
+    out, err = process.communicate(timeout=DEADLINE)
+    assert (process.returncode, err) == (0, "")
+    wait(lambda: not any(map(is_loaded, programs)))
+    return "".join(line for line in out.splitlines(keepends=True) if f",{port}," in line)
+
+
+@pytest.mark.parametrize("tool", ["states", "life"])
+@pytest.mark.parametrize("way", WAYS, ids="-".join)
+def test_least_privilege(way: Way, tool: str, package: str) -> None:
+    """A user with just these capabilities gets the rows; without any one of them, its name."""
+    hook, storage, transport = way
+    arguments = [tool, "-s", "--hook", hook, "--storage", storage, "--transport", transport]
+    with running(as_nobody(package, needed(way), *arguments)) as process:
+        assert status_of(process.pid)["Uid"].split() == [str(NOBODY)] * 4
+        rows = end_and_read(process)
+    assert rows.count("\n") == (12 if tool == "states" else 2)
+    for missing in needed(way) if tool == "life" else ():
+        refused = subprocess.run(
+            as_nobody(package, needed(way) - {missing}, *arguments),
+            capture_output=True,
+            text=True,
+            timeout=DEADLINE,
+        )
+        assert (refused.returncode, refused.stdout) == (1, "")
+        assert REFUSALS[missing] in refused.stderr
+
+
+@pytest.mark.parametrize("tool", ["states", "life"])
+def test_every_capability_is_given_up(tool: str, package: str) -> None:
+    """Even root's; and what comes later works where only a privileged user could open a file.
+
+    The package belongs to somebody else and is closed to all others.
+    """
+    with TemporaryDirectory(dir="/tmp") as folder:
+        shutil.copytree(package, folder, dirs_exist_ok=True)
+        for path, _, names in os.walk(folder):
+            for name in ("", *names):
+                os.chown(os.path.join(path, name), NOBODY, NOBODY)
+        os.chmod(folder, 0o700)
+        command = ["env", f"PYTHONPATH={folder}", PYTHON, "-m", "tcpobs", tool, "-s", "-T"]
+        with running(command) as process:
+            status = status_of(process.pid)
+            for name in ("CapInh", "CapPrm", "CapEff", "CapAmb"):
+                assert int(status[name], 16) == 0
+            assert status["NoNewPrivs"] == "1"
+            assert "::1" in end_and_read(process)
