@@ -11,7 +11,7 @@ HERE := $(firstword $(filter $(MACHINE)-linux-gnu%,$(TARGETS)))
 PACKAGE := python/tcpobs
 OBJECTS := $(PACKAGE)/_objects
 
-.PHONY: help build wheel demo check test bench vmlinux clean
+.PHONY: help build wheel demo check test test-vm vm bench vmlinux clean
 .DELETE_ON_ERROR:
 .SECONDARY:
 # apt and pip take one at a time; what can be parallel is, in packaging/libbpf/Makefile.
@@ -116,8 +116,15 @@ check: $(VENV)/dev.stamp $(VENV)/bin/tcpobs ## ruff, mypy, clang-format
 	@$(VENV)/bin/mypy
 	@$(VENV)/bin/clang-format --dry-run --Werror bpf/*.[ch] bench/*.c tests/wheel/*.c
 
-test: $(VENV)/dev.stamp $(VENV)/bin/tcpobs wheel check ## everything is checked and tested, on the live kernel
+test: $(VENV)/dev.stamp $(VENV)/bin/tcpobs wheel check ## everything is checked and tested, here and on other kernels
 	@$(VENV)/bin/pytest
+	@$(MAKE) --no-print-directory test-vm
+
+test-vm: $(VENV)/dev.stamp $(VENV)/bin/tcpobs wheel build/debian-vm.stamp ## the live tests on other kernels, in VMs [KERNEL=6.1]
+	@PYTHONPATH=tests $(PYTHON) -m vm.matrix $(KERNEL)
+
+vm: $(VENV)/dev.stamp $(VENV)/bin/tcpobs build/debian-vm.stamp ## a command on another kernel: KERNEL=6.1 CMD='...'
+	@PYTHONPATH=tests $(PYTHON) -m vm.machine "$(KERNEL)" '$(subst ','\'',$(CMD))'
 
 bench: $(VENV)/dev.stamp $(VENV)/bin/tcpobs build/installed.stamp ## against Debian's libbpf-tools, into bench/results.md
 	@$(PYTHON) bench/bench.py

@@ -48,6 +48,7 @@ HOOKS, STORAGES, TRANSPORTS = (tuple(dict.fromkeys(choices)) for choices in zip(
 
 KERNEL_BTF = "/sys/kernel/btf/vmlinux"
 KPROBES = "/sys/bus/event_source/devices/kprobe"
+PARANOID = "/proc/sys/kernel/perf_event_paranoid"
 LOCKDOWN = "/sys/kernel/security/lockdown"
 
 _OBJECTS = os.path.join(os.path.dirname(__file__), "_objects")
@@ -139,8 +140,13 @@ def remedy(failures: Sequence[tuple[Way, LibbpfError]]) -> str:
         )
     if hooks == {"tracepoint"} and not tracefs():
         return "tracefs is not mounted: mount -t tracefs tracefs /sys/kernel/tracing"
-    if hooks == {"tracepoint"} and error.errno == errno.EACCES and "tracepoint" in error.log:
+    if error.errno == errno.EACCES and "perf event ID" in error.log:
         return "tracefs may not be read: it takes root, or the capability CAP_DAC_READ_SEARCH"
+    if error.errno == errno.EACCES and "perf" in error.log and int(read(PARANOID) or 0) > 2:
+        return (
+            f"kernel.perf_event_paranoid of {read(PARANOID).strip()} closes perf events, as Debian's kernels"
+            " do it: sysctl kernel.perf_event_paranoid=2, or give the capability CAP_SYS_ADMIN"
+        )
     if hooks == {"kprobe"} and not os.path.exists(KPROBES):
         return "this kernel has no kprobes (CONFIG_KPROBES): use another hook"
     if error.errno == errno.EPERM and error.what.startswith("perf_buffer"):

@@ -5,12 +5,12 @@ from __future__ import annotations
 import os
 import socket
 import subprocess
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING
 
 import pytest
 
-from live.tcp import WAYS
+from live.tcp import ALL_WAYS, WAYS, limit
 
 if TYPE_CHECKING:
     from tcpobs.events import Options
@@ -29,6 +29,14 @@ def way(request: pytest.FixtureRequest) -> Options:
     """Each test that takes it runs every way that this kernel has; these are the options that force it."""
     hook, storage, transport = request.param
     return {"hook": hook, "storage": storage, "transport": transport}
+
+
+@pytest.fixture(scope="session", autouse=True)
+def limits(record_testsuite_property: Callable[[str, object], None]) -> None:
+    """The limits of this kernel, for the report on all of them."""
+    for way in ALL_WAYS:
+        if limit(way):
+            record_testsuite_property(f"limit {'-'.join(way)}", limit(way))
 
 
 @pytest.fixture(scope="session", autouse=True)

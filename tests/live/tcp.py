@@ -136,6 +136,20 @@ def wait_state(end: socket.socket, state: int) -> None:
     wait(lambda: end.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, 1)[0] == state)
 
 
+def wait_over(port: int) -> None:
+    """Waits until no socket with this port is left: what a softirq had still to do is done (proc_net(5))."""
+    wait(lambda: not any(_sockets(port)))
+
+
+def _sockets(port: int) -> Iterator[str]:
+    for table in ("/proc/net/tcp", "/proc/net/tcp6"):
+        with open(table) as file:
+            for line in list(file)[1:]:
+                _, local, remote, state, *_ = line.split()
+                if state != "06" and f"{port:04X}" in (local[-4:], remote[-4:]):  # 06: TIME_WAIT
+                    yield line
+
+
 def wait(condition: Callable[[], bool]) -> None:
     """Waits for a condition; fails when it does not come."""
     end = time.monotonic() + DEADLINE
@@ -171,13 +185,19 @@ def child(work: Callable[[], None]) -> Iterator[int]:
     assert os.waitpid(pid, 0)[1] == 0
 
 
+def is_tracing(pid: int) -> bool:
+    """Whether this tcpobs has attached everything: it has given up its privileges (proc_pid_status(5))."""
+    with open(f"/proc/{pid}/status") as file:
+        return "NoNewPrivs:\t1\n" in file
+
+
 def programs_of(pid: int) -> set[int]:
-    """The ids of the BPF programs that a process has attached (proc_pid_fdinfo(5))."""
+    """The ids of the BPF programs that a process holds (proc_pid_fdinfo(5))."""
     found = set()
     for fd in os.listdir(f"/proc/{pid}/fdinfo"):
         with suppress(FileNotFoundError), open(f"/proc/{pid}/fdinfo/{fd}") as file:
             info = dict(line.split(":", 1) for line in file if ":" in line)
-            if "link_type" in info:
+            if "prog_id" in info:
                 found.add(int(info["prog_id"]))
     return found
 

@@ -219,8 +219,8 @@ def test_types_of_the_kernel() -> None:
         sock = btf.find("sock", Kind.STRUCT)
         assert sock
         assert "__sk_common" in [member.name for member in sock.members]
-        states = [t for t in btf if t.kind is Kind.ENUM and "TCP_SYN_SENT" in t.enumerators]
-        assert states[0].enumerators["TCP_SYN_SENT"] == 2
+        states = next(t for t in btf if t.kind is Kind.ENUM and "TCP_SYN_SENT" in t.enumerators)
+        assert states.enumerators["TCP_SYN_SENT"] == 2
         assert btf.find("no_such_struct", Kind.STRUCT) is None
         assert "struct sock_common __sk_common;" in btf.declare([sock])
 

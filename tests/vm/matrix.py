@@ -1,0 +1,251 @@
+"""Runs the live tests on every kernel of the list, each in a VM, and reports.
+
+usage: python -m vm.matrix          all of them, and the report into docs/kernels.md
+       python -m vm.matrix NAME     one kernel
+"""
+
+from __future__ import annotations
+
+import os
+import platform
+import signal
+import sys
+import time
+from collections import Counter
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from datetime import datetime, timezone
+from pathlib import Path
+from typing import TYPE_CHECKING
+from xml.etree import ElementTree
+
+from live.tcp import ALL_WAYS
+from vm import kernels, machine, roots
+from vm.packages import BUILD, ROOT, PackageError
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
+BESIDE_BCC = "6.1"
+"""The kernel where BCC, of the same Debian, is compared with."""
+
+REPORT = ROOT / "docs" / "kernels.md"
+
+PYTEST = "{python} -m pytest -q -p no:cacheprovider --tb=short --junitxml=/tmp/junit.xml {tests} >&2"
+LIVE = {
+    "amd64": "python=.venv/bin/python",
+    # As a user has it: the wheel, installed there.
+    "arm64": f"python=/{roots.ENVIRONMENT}/bin/python3\n"
+    "$python -m pip install --quiet --no-index --no-deps dist/tcpobs-*manylinux*_aarch64.whl >&2 || exit",
+}
+BCC = """\
+ln -sfn "$PWD/{headers}"/usr/src/* /usr/src/ && ln -sfn "$PWD/{headers}"/usr/lib/linux-kbuild-* /usr/lib/ &&
+cp -a "{headers}"/lib/modules/*/. "/lib/modules/$(uname -r)/" || exit
+python=.venv/bin/python"""
+"""BCC looks for the kernel's headers there."""
+
+
+@dataclass
+class Outcome:
+    """What the tests on one kernel came to. `error` says why there is no result."""
+
+    name: str
+    tests: str
+    release: str = ""
+    package: str = ""
+    error: str = ""
+    absent: str = ""
+    seconds: float = 0.0
+    passed: Counter[str] = field(default_factory=Counter)
+    failed: Counter[str] = field(default_factory=Counter)
+    properties: dict[str, str] = field(default_factory=dict)
+
+    @property
+    def good(self) -> bool:
+        """Whether every test passed, or there was no such kernel to be had."""
+        return not self.error and not self.failed and bool(self.passed or self.absent)
+
+
+# ---- running
+
+
+def live(line: kernels.Line) -> Outcome:
+    """Runs tests/live on a kernel."""
+
+    def prepare(kernel: kernels.Kernel) -> tuple[str, Path]:
+        return LIVE[line.architecture], roots.arm64_root() if line.architecture == "arm64" else Path("/")
+
+    return _tested(Outcome(line.name, "live"), line, prepare)
+
+
+def beside_bcc(line: kernels.Line) -> Outcome:
+    """Runs tests/bcc on a kernel."""
+
+    def prepare(kernel: kernels.Kernel) -> tuple[str, Path]:
+        kernels.headers(line, kernel)
+        return BCC.format(headers=kernel.headers.relative_to(ROOT)), Path("/")
+
+    return _tested(Outcome(line.name, "bcc"), line, prepare)
+
+
+def _tested(
+    outcome: Outcome, line: kernels.Line, prepare: Callable[[kernels.Kernel], tuple[str, Path]]
+) -> Outcome:
+    about = f"{outcome.name}, tests/{outcome.tests}"
+    try:
+        kernel = kernels.find(line)
+        if not kernel:
+            outcome.absent = f"{line.suite} has no release candidate now"
+            print(f"{about}: {outcome.absent}", flush=True)
+            return outcome
+        outcome.release, outcome.package = kernel.release, kernel.package
+        before, root = prepare(kernel)
+        pytest = PYTEST.format(python="$python", tests=f"tests/{outcome.tests}")
+        command = f"{before}\n{pytest}\nstatus=$?; cat /tmp/junit.xml; exit $status"
+        done = machine.run(kernel, command, root)
+        outcome.seconds = done.seconds
+        _read(outcome, done.out)
+        last = (done.err.strip().splitlines() or ["nothing was said"])[-1]
+        print(f"{about}: {last}", flush=True)
+        if done.status:
+            print(done.err, file=sys.stderr, flush=True)
+    except (PackageError, machine.MachineError, roots.RootError, ElementTree.ParseError) as error:
+        outcome.error = str(error)
+        print(f"{about}: {error}", file=sys.stderr, flush=True)
+    return outcome
+
+
+def _read(outcome: Outcome, junit: str) -> None:
+    """Counts the tests of a junit report by what they are about (see _subjects)."""
+    suite = next(ElementTree.fromstring(junit).iter("testsuite"))
+    for entry in suite.iterfind("properties/property"):
+        outcome.properties[entry.attrib["name"]] = entry.attrib["value"]
+    for case in suite.iter("testcase"):
+        bad = any(case.find(kind) is not None for kind in ("failure", "error", "skipped"))
+        count = outcome.failed if bad else outcome.passed
+        count.update(["all", *_subjects(case.attrib["classname"], case.attrib["name"])])
+
+
+# ---- the report
+
+WAYS = {"-".join(way): ", ".join(way) for way in ALL_WAYS}
+SUBJECTS = {
+    **WAYS,
+    "test_types_from_a_file": "types from a file (`--btf`)",
+    "test_fields": "kernel fields, each where this kernel has it",
+    "test_privileges": "least privilege, and giving it up",
+    "test_doctor": "`tcpobs doctor`",
+    "test_command": "the command: output, ends, errors",
+    "test_journal": "the journal",
+    "test_libbpf": "the libbpf binding",
+    "test_peers": "side by side with libbpf-tools",
+    "all": "**all live tests**",
+}
+"""The lines of the table. A test that runs each way counts in the line of its way, too."""
+
+
+def _subjects(module: str, test: str) -> list[str]:
+    way = next((way for way in WAYS if f"{way}]" in test or f"{way}-" in test), None)
+    names = [way, test.partition("[")[0], module.rpartition(".")[2]]
+    return [name for name in names if name in SUBJECTS and name]
+
+
+def _cell(outcome: Outcome, subject: str) -> str:
+    if outcome.error:
+        return "**error**"
+    failed, passed = outcome.failed[subject], outcome.passed[subject]
+    if failed:
+        return f"**{failed} of {failed + passed} failed**"
+    limit = outcome.properties.get(f"limit {subject}")
+    if limit:
+        return f"no: {limit}"
+    return str(passed) if passed else "**none**"
+
+
+def table(outcomes: Sequence[Outcome]) -> str:
+    """What was tested, and how much of it passed, on each kernel."""
+    lines = [["", *(outcome.name for outcome in outcomes)], ["---"] * (len(outcomes) + 1)]
+    lines += [["kernel", *(outcome.release or "none" for outcome in outcomes)]]
+    lines += [[text, *(_cell(outcome, name) for outcome in outcomes)] for name, text in SUBJECTS.items()]
+    return "".join(f"| {' | '.join(line)} |\n" for line in lines)
+
+
+def fields(outcomes: Sequence[Outcome]) -> str:
+    """Where each kernel has the fields that the programs read."""
+    names = [name for name in outcomes[0].properties if name.startswith("field ")]
+    lines = [["field of `struct tcp_sock`", *(outcome.name for outcome in outcomes)]]
+    lines += [["---"] * (len(outcomes) + 1)]
+    for name in names:
+        path = name.partition(".")[2]
+        lines.append([f"`{path}`", *(outcome.properties.get(name, "**none**") for outcome in outcomes)])
+    return "".join(f"| {' | '.join(line)} |\n" for line in lines)
+
+
+def report(outcomes: Sequence[Outcome], bcc: Outcome, seconds: float) -> str:
+    """docs/kernels.md."""
+    absent = "".join(f"\nNot run: {o.name}, for {o.absent}.\n" for o in outcomes if o.absent)
+    run = [outcome for outcome in outcomes if not outcome.absent]
+    packages = "".join(f"- {outcome.name}: {outcome.package}, {outcome.seconds:.0f} s\n" for outcome in run)
+    return f"""\
+# Kernels
+
+Written by `make test-vm`, {datetime.now(timezone.utc):%Y-%m-%d %H:%M} UTC, on {platform.machine()}; it took \
+{seconds / 60:.1f} minutes.
+
+Each column is one of Debian's kernels, booted in a VM with one emulated CPU, where all of `tests/live` ran;
+the figures are tests that passed. `no` is a limit of that kernel, with its cause, and a test checks that
+tcpobs names it. Those of a way (hook, storage, transport) ran with it forced. On arm64, the aarch64 wheel was
+installed in a Debian 13 for arm64, and tested there.
+
+{table(run)}{absent}
+On {bcc.name}, side by side with BCC's tcpstates and tcplife (`tests/bcc`): \
+{_cell(bcc, "all")} {"tests" if bcc.good else ""}; [bench/results.md](../bench/results.md) has the costs.
+
+The packages, and how long each took:
+
+{packages}
+## Where they have what the programs read
+
+Bytes from the start of the struct, as libbpf found them by CO-RE, and checked against the kernel's own types.
+
+{fields(run)}"""
+
+
+# ---- both
+
+
+def main(arguments: Sequence[str]) -> int:
+    """Returns the exit status: 0 when all is well."""
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))
+    start = time.monotonic()
+    lines = {line.name: line for line in kernels.lines()}
+    unknown = [name for name in arguments if name not in lines]
+    if unknown:
+        print(f"no kernel {unknown[0]}: {kernels.LIST.name} has {', '.join(lines)}", file=sys.stderr)
+        return 2
+    names = list(arguments) or list(lines)
+    # What takes longest comes first, so that the last ones end together.
+    jobs = sorted(names, key=lambda name: lines[name].architecture, reverse=True)
+    with ThreadPoolExecutor(os.cpu_count()) as pool:
+        bcc = pool.submit(beside_bcc, lines[BESIDE_BCC]) if BESIDE_BCC in names else None
+        running = {name: pool.submit(live, lines[name]) for name in jobs}
+        outcomes = [running[name].result() for name in names]
+    everything = [*outcomes, bcc.result()] if bcc else outcomes
+    print(table([outcome for outcome in outcomes if not outcome.absent]))
+    if bcc:
+        _keep_costs(bcc.result())
+    if not arguments and bcc:
+        REPORT.write_text(report(outcomes, bcc.result(), time.monotonic() - start))
+    return 0 if all(outcome.good for outcome in everything) else 1
+
+
+COSTS = BUILD / "bcc-costs"
+
+
+def _keep_costs(bcc: Outcome) -> None:
+    """For `make bench`."""
+    COSTS.write_text("".join(f"{name} {value}\n" for name, value in bcc.properties.items() if "_" in name))
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
