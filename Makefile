@@ -126,8 +126,8 @@ test-vm: $(VENV)/dev.stamp $(VENV)/bin/tcpobs wheel build/debian-vm.stamp ## the
 vm: $(VENV)/dev.stamp $(VENV)/bin/tcpobs build/debian-vm.stamp ## a command on another kernel: KERNEL=6.1 CMD='...'
 	@PYTHONPATH=tests $(PYTHON) -m vm.machine "$(KERNEL)" '$(subst ','\'',$(CMD))'
 
-bench: $(VENV)/dev.stamp $(VENV)/bin/tcpobs build/installed.stamp ## against Debian's libbpf-tools, into bench/results.md
-	@$(PYTHON) bench/bench.py
+bench: $(VENV)/dev.stamp $(VENV)/bin/tcpobs build/installed.stamp build/debian-vm.stamp ## against libbpf-tools and BCC, into bench/results.md
+	@PYTHONPATH=tests $(PYTHON) bench/bench.py
 
 # ---- kernel types
 

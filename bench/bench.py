@@ -1,4 +1,4 @@
-"""Measures tcpobs beside Debian's libbpf-tools, under the same load, into bench/results.md.
+"""Measures tcpobs beside Debian's libbpf-tools, under the same load, and BCC, into bench/results.md.
 
 Five runs of each tool in turns, so that noise hits all alike. Missing a figure is a result, not an error;
 a tool that fails is one.
@@ -25,6 +25,7 @@ from typing import TYPE_CHECKING
 
 import tcpobs
 from tcpobs.libbpf import RunStatistics, library
+from vm import kernels, matrix
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -319,6 +320,39 @@ def wheel_line() -> list[str]:
     ]
 
 
+def beside_bcc() -> str:
+    """What BCC's tools and ours cost in the VM where their rows are compared, as a table."""
+    [line] = [line for line in kernels.lines() if line.name == matrix.BESIDE_BCC]
+    outcome = matrix.beside_bcc(line)
+    if not outcome.good:
+        raise RuntimeError(f"tests/bcc failed on {line.name}: {outcome.error}")
+    rows = [["what", "tcpobs", "BCC", "reach", "reached"], ["---"] * 5]
+    for tool in ("states", "life"):
+        for figure, text, unit, times in (
+            ("header_seconds", "start to header", "s", 20),
+            ("resident_mb", "resident then, peak", "MB", 5),
+        ):
+            ours = float(outcome.properties[f"tcpobs_{tool}_{figure}"])
+            theirs = float(outcome.properties[f"bcc_tcp{tool}_{figure}"])
+            rows.append(
+                [
+                    f"tcpobs {tool}: {text}",
+                    f"{ours} {unit}, 1/{theirs / ours:.0f}",
+                    f"{theirs} {unit}",
+                    f"at most 1/{times}",
+                    said(ours * times <= theirs),
+                ]
+            )
+    table = "".join(f"| {' | '.join(row)} |\n" for row in rows)
+    return f"""
+## Beside BCC
+
+In the VM with Linux {outcome.release} and one emulated CPU where `tests/bcc` compares their rows. BCC's two
+tools start there once, together, and compile their programs; ours start one by one, three times, after that.
+
+{table}"""
+
+
 def intro(compared: Sequence[Pair], stolen: float) -> str:
     """When, where and with what it was measured."""
     cpu = re.search(r"model name\s*: (.*)", Path("/proc/cpuinfo").read_text())
@@ -380,7 +414,7 @@ def main() -> None:
     lines = [["what", "tcpobs", "libbpf-tools", "reach", "reached"], ["---"] * 5]
     lines += [line for pair in all_pairs for line in lines_of(pair)]
     lines.append(wheel_line())
-    table = "".join(f"| {' | '.join(line)} |\n" for line in lines)
+    table = "".join(f"| {' | '.join(line)} |\n" for line in lines) + beside_bcc()
     print(table, end="")
     (HERE / "results.md").write_text(intro(all_pairs, passed[7] / sum(passed)) + table)
 

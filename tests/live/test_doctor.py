@@ -88,9 +88,12 @@ WITHOUT_TYPES = [way for way in ALL_WAYS if way.hook != "tp_btf" and not limit(w
 """tp_btf is for kernels that carry their types."""
 
 
-@pytest.mark.parametrize("tool", ["states", "life"])
-@pytest.mark.parametrize("way", [None, *WITHOUT_TYPES], ids=lambda way: "-".join(way or ["any"]))
-def test_types_from_a_file(way: host.Way | None, tool: str, types: str) -> None:
+@pytest.mark.parametrize(
+    ("tool", "way"),
+    [("states", None), *(("life", way) for way in WITHOUT_TYPES)],
+    ids=["states", *map("-".join, WITHOUT_TYPES)],
+)
+def test_types_from_a_file(tool: str, way: host.Way | None, types: str) -> None:
     """The rows are right on a kernel that hides its types, given the file."""
     forced = ["--hook", way.hook, "--transport", way.transport] if way else []
     command = without_types(*TCPOBS, tool, "-s", "--btf", types, *forced)

@@ -21,7 +21,7 @@ from xml.etree import ElementTree
 
 from live.tcp import ALL_WAYS
 from vm import kernels, machine, roots
-from vm.packages import BUILD, ROOT, PackageError
+from vm.packages import ROOT, PackageError
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -31,7 +31,10 @@ BESIDE_BCC = "6.1"
 
 REPORT = ROOT / "docs" / "kernels.md"
 
-PYTEST = "{python} -m pytest -q -p no:cacheprovider --tb=short --junitxml=/tmp/junit.xml {tests} >&2"
+PYTEST = (
+    "$python -m pytest -q --tb=short -p no:cacheprovider -p no:hypothesispytest"
+    " --junitxml=/tmp/junit.xml {tests} >&2"
+)
 LIVE = {
     "amd64": "python=.venv/bin/python",
     # As a user has it: the wheel, installed there.
@@ -100,7 +103,7 @@ def _tested(
             return outcome
         outcome.release, outcome.package = kernel.release, kernel.package
         before, root = prepare(kernel)
-        pytest = PYTEST.format(python="$python", tests=f"tests/{outcome.tests}")
+        pytest = PYTEST.format(tests=f"tests/{outcome.tests}")
         command = f"{before}\n{pytest}\nstatus=$?; cat /tmp/junit.xml; exit $status"
         done = machine.run(kernel, command, root)
         outcome.seconds = done.seconds
@@ -232,19 +235,9 @@ def main(arguments: Sequence[str]) -> int:
         outcomes = [running[name].result() for name in names]
     everything = [*outcomes, bcc.result()] if bcc else outcomes
     print(table([outcome for outcome in outcomes if not outcome.absent]))
-    if bcc:
-        _keep_costs(bcc.result())
     if not arguments and bcc:
         REPORT.write_text(report(outcomes, bcc.result(), time.monotonic() - start))
     return 0 if all(outcome.good for outcome in everything) else 1
-
-
-COSTS = BUILD / "bcc-costs"
-
-
-def _keep_costs(bcc: Outcome) -> None:
-    """For `make bench`."""
-    COSTS.write_text("".join(f"{name} {value}\n" for name, value in bcc.properties.items() if "_" in name))
 
 
 if __name__ == "__main__":
