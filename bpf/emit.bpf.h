@@ -33,6 +33,7 @@ struct {
  * A wake-up from in here raises an interrupt; on its way out the kernel runs softirqs, which change TCP
  * states, and a program is not entered again while it runs on this CPU: those events would be lost. So
  * wake once, when the threshold is passed, and not for each event (docs/design.md has the measurements).
+ * Two CPUs may pass it together and see neither: then the reader comes at its next poll.
  * Perf buffers have a threshold of their own, set by the reader.
  */
 static __always_inline void emit(void *ctx, void *event, __u64 size)

@@ -7,3 +7,8 @@ class TcpobsError(Exception):
 
 class HostError(TcpobsError):
     """The host does not allow what is needed; `tcpobs doctor` says more of it."""
+
+    def __init__(self, cause: str, remedy: str) -> None:
+        super().__init__(f"{cause}: {remedy}")
+        self.cause = cause
+        self.remedy = remedy

@@ -7,7 +7,7 @@ import time
 from contextlib import suppress
 
 from tcpobs import host
-from tcpobs.errors import TcpobsError
+from tcpobs.errors import HostError, TcpobsError
 from tcpobs.libbpf.errors import LibbpfError, LibraryMissing
 from tcpobs.libbpf.resource import Resource
 from tcpobs.transport import PerfBufferTransport, RingBufferTransport
@@ -35,13 +35,7 @@ if TYPE_CHECKING:
         transport: str | None
 
 else:
-    R = None
-
-    class Generic:
-        """Stands for typing's, whose import the first line would wait for."""
-
-        def __class_getitem__(cls, _):
-            return cls
+    from tcpobs.transport import Generic, R
 
 
 BUFFER_SIZE = 8 << 20
@@ -57,11 +51,12 @@ POLL_SECONDS = 0.05
 class Losses:
     """What was lost since the start, by cause. True if anything was.
 
-    buffer_full: events for which the buffer had no room.
+    buffer_full: events for which the buffer had no room (or, with perf buffers, there was no buffer: for a
+    CPU that came after the start).
     sockets_full: changes of sockets for whose state there was no room: their spans, owners or whole
     sessions are missing.
     recursion_misses: changes that came while a program of this kind was running on the same CPU, so
-    that the kernel did not run it (bpf_prog_info.recursion_misses, Linux 5.12 and later).
+    that the kernel did not run it. With tracepoints and kprobes, Linux counts them from 6.7 on.
     unfinished: events that were still being written when the trace ended.
     """
 
@@ -147,14 +142,14 @@ class Events(Resource, Generic[R]):
                 raise
             except LibbpfError as error:
                 failures.append((way, error))
+            except OSError as error:
+                raise HostError(
+                    f"cannot trace ({error.strerror})", "free what there is too little of"
+                ) from None
         else:
-            raise host.refusal(failures)
+            raise host.refusal(failures, btf)
         self.way = way
         """How it is traced."""
-        self._poll = select.epoll()
-        for fd in self._transport.fds:
-            # Edge-triggered: wait for the kernel's wake-up, not for the first byte to read.
-            self._poll.register(fd, select.EPOLLIN | select.EPOLLET)
         self._end = time.monotonic() + duration if duration is not None else float("inf")
 
     def _start(self, way: host.Way, btf: str | None) -> None:
@@ -175,6 +170,10 @@ class Events(Resource, Generic[R]):
             else:
                 transport = PerfBufferTransport(object, self._record, self._buffer_size)
             try:
+                # Edge-triggered: wait for the kernel's wake-up, not for the first byte to read.
+                poll = select.epoll()
+                for fd in transport.fds:
+                    poll.register(fd, select.EPOLLIN | select.EPOLLET)
                 for program in programs:
                     object.attach(program)
             except BaseException:
@@ -183,7 +182,7 @@ class Events(Resource, Generic[R]):
         except BaseException:
             object.close()
             raise
-        self._object, self._transport = object, transport
+        self._object, self._transport, self._poll = object, transport, poll
         self._programs = [object.programs[program] for program in programs]
 
     def __iter__(self) -> Iterator[R]:

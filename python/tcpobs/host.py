@@ -59,7 +59,8 @@ def ways(hook: str | None = None, storage: str | None = None, transport: str | N
     forced = (hook, storage, transport)
     found = [way for way in WAYS if all(want in (None, part) for want, part in zip(forced, way))]
     if not found:
-        raise TcpobsError(f"--hook {hook} does not go with --storage {storage}")
+        given = [(name, choice) for name, choice in zip(Way._fields, forced) if choice]
+        raise TcpobsError(" does not go with ".join(f"--{name} {choice}" for name, choice in given))
     return found
 
 
@@ -74,7 +75,7 @@ def open_object(tool: str, way: Way, btf: str | None = None) -> tuple[Object, li
     except LibraryMissing:
         raise
     except LibbpfError as error:
-        raise HostError(f"the object {tool}.bpf.o is damaged ({error}): install tcpobs again") from error
+        raise HostError(f"the object {tool}.bpf.o is damaged ({error})", "install tcpobs again") from error
     try:
         name = f"{tool}_{way.hook}"
         programs = [program for program in object.programs if f"{program}_".startswith(f"{name}_")]
@@ -99,9 +100,10 @@ def _read_object(tool: str) -> bytes:
         with open(path, "rb") as file:
             return file.read()
     except FileNotFoundError:
-        raise HostError(
-            f"{path} is missing: install the tcpobs wheel for {machine}, or run `make build`"
-        ) from None
+        remedy = f"install the tcpobs wheel for {machine}, or run `make build`"
+        raise HostError(f"{path} is missing", remedy) from None
+    except OSError as error:
+        raise HostError(f"{path} cannot be read ({error.strerror})", "install tcpobs again") from None
 
 
 def check_btf(path: str) -> None:
@@ -109,6 +111,8 @@ def check_btf(path: str) -> None:
     try:
         with Btf.of_file(path) as btf:
             known = btf.find("tcp_sock", Kind.STRUCT)
+    except LibraryMissing:
+        raise
     except LibbpfError as error:
         reason = os.strerror(error.errno) if error.errno else str(error)
         raise TcpobsError(f"{path} cannot be read as BTF: {reason}") from None
@@ -116,52 +120,69 @@ def check_btf(path: str) -> None:
         raise TcpobsError(f"{path} knows no struct tcp_sock: it is not a kernel's BTF")
 
 
-def refusal(failures: Sequence[tuple[Way, LibbpfError]]) -> HostError:
-    """The error to raise when no way worked: one line with the cause and the remedy."""
-    return HostError(remedy(failures))
-
-
-def remedy(failures: Sequence[tuple[Way, LibbpfError]]) -> str:
-    """Why nothing worked, and what to do; the best way's failure speaks for all."""
-    hooks = {way.hook for way, _ in failures}
-    way, error = failures[0]
-    denied = any(failure.errno in (errno.EPERM, errno.EACCES) for _, failure in failures)
+def refusal(failures: Sequence[tuple[Way, LibbpfError]], btf: str | None = None) -> HostError:
+    """The error to raise when no way worked, given each one's failure, best way first."""
+    denied = any(error.errno in (errno.EPERM, errno.EACCES) for _, error in failures)
     if denied and not privileges.may_trace():
-        return "tracing needs root, or the capabilities CAP_BPF and CAP_PERFMON: try it with sudo"
+        return HostError(*unprivileged())
     if "[confidentiality]" in read(LOCKDOWN):
-        return (
-            "the kernel is locked down (confidentiality), and BPF may not read its memory:"
-            " boot with lockdown=integrity or none"
+        return HostError(
+            "the kernel is locked down (confidentiality), and BPF may not read its memory",
+            "boot with lockdown=integrity or none",
         )
-    if not os.path.exists(KERNEL_BTF) and "BTF" in error.log:
+    if btf and not os.path.exists(KERNEL_BTF):  # tp_btf takes the kernel's own
+        failures = [failure for failure in failures if failure[0].hook != "tp_btf"] or failures
+    forced = len({way.hook for way, _ in failures}) == 1
+    for way, error in failures:
+        known = _cause(way, error, btf, forced)
+        if known:
+            return HostError(*known)
+    way, error = failures[0]
+    said = _verdict(error.log)
+    return HostError(
+        f"the kernel did not take the program ({', '.join(way)}): {error}" + (f"; {said}" if said else ""),
+        "-v shows all that was said",
+    )
+
+
+def unprivileged() -> tuple[str, str]:
+    """Why this process may not trace, and what to do."""
+    if privileges.in_user_namespace():
+        cause = "in a user namespace, as of a rootless container, capabilities do not count for tracing"
+        return cause, "run it as the host's root"
+    return "tracing needs root, or the capabilities CAP_BPF and CAP_PERFMON", "try it with sudo"
+
+
+def _cause(way: Way, error: LibbpfError, btf: str | None, forced: bool) -> tuple[str, str] | None:
+    """Why one way failed, if that is something known, and what to do; `forced`: it is the only hook."""
+    if not btf and not os.path.exists(KERNEL_BTF) and "BTF" in error.log:
         return (
-            f"this kernel carries no type information: {KERNEL_BTF} is missing;"
-            " give it with --btf FILE, or take a kernel built with CONFIG_DEBUG_INFO_BTF"
+            f"this kernel carries no type information, {KERNEL_BTF} is missing",
+            "give it with --btf FILE, or take a kernel built with CONFIG_DEBUG_INFO_BTF",
         )
-    if hooks == {"tracepoint"} and not tracefs():
-        return "tracefs is not mounted: mount -t tracefs tracefs /sys/kernel/tracing"
+    if way.hook == "tracepoint" and not tracefs():
+        return "tracefs is not mounted", "mount -t tracefs tracefs /sys/kernel/tracing"
     if error.errno == errno.EACCES and "perf event ID" in error.log:
-        return "tracefs may not be read: it takes root, or the capability CAP_DAC_READ_SEARCH"
-    if error.errno == errno.EACCES and "perf" in error.log and int(read(PARANOID) or 0) > 2:
+        return "tracefs may not be read", "it takes root, or the capability CAP_DAC_READ_SEARCH"
+    paranoid = read(PARANOID).strip()
+    if error.errno == errno.EACCES and "perf" in error.log and int(paranoid or 0) > 2:
         return (
-            f"kernel.perf_event_paranoid of {read(PARANOID).strip()} closes perf events, as Debian's kernels"
-            " do it: sysctl kernel.perf_event_paranoid=2, or give the capability CAP_SYS_ADMIN"
+            f"kernel.perf_event_paranoid of {paranoid} closes perf events, as Debian's kernels do it",
+            "sysctl kernel.perf_event_paranoid=2, or give the capability CAP_SYS_ADMIN",
         )
-    if hooks == {"kprobe"} and not os.path.exists(KPROBES):
-        return "this kernel has no kprobes (CONFIG_KPROBES): use another hook"
+    if forced and way.hook == "kprobe" and not os.path.exists(KPROBES):
+        return "this kernel has no kprobes (CONFIG_KPROBES)", "use another hook"
     if error.errno == errno.EPERM and error.what.startswith("perf_buffer"):
         return (
-            "perf buffers of this size take the capability CAP_IPC_LOCK, or RLIMIT_MEMLOCK:"
-            " lower --buffer-size, or raise kernel.perf_event_mlock_kb"
+            "perf buffers of this size take the capability CAP_IPC_LOCK, or RLIMIT_MEMLOCK",
+            "lower --buffer-size, or raise kernel.perf_event_mlock_kb",
         )
     if error.errno == errno.EPERM and "failed to create" in error.log and _limits_locked_memory():
         return (
-            "this kernel, before 5.11, counts BPF maps as locked memory (RLIMIT_MEMLOCK):"
-            " raise it (ulimit -l unlimited), or give the capability CAP_SYS_RESOURCE"
+            "this kernel, before 5.11, counts BPF maps as locked memory (RLIMIT_MEMLOCK)",
+            "raise it (ulimit -l unlimited), or give the capability CAP_SYS_RESOURCE",
         )
-    said = _verdict(error.log)
-    detail = f"; {said}" if said else ""
-    return f"the kernel did not take the program ({', '.join(way)}): {error}{detail}; see -v"
+    return None
 
 
 def _verdict(log: str) -> str:
@@ -191,7 +212,7 @@ def tracefs() -> str | None:
 def read(path: str) -> str:
     """A file's text; nothing if it is not there, or not for us."""
     try:
-        with open(path) as file:
+        with open(path, errors="replace") as file:
             return file.read()
     except OSError:
         return ""

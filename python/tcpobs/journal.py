@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 
-from tcpobs.errors import TcpobsError
+from tcpobs.errors import HostError, TcpobsError
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -15,19 +15,19 @@ SOCKET = "/run/systemd/journal/socket"
 
 
 class Journal:
-    """The host's journal. Raises TcpobsError when its library or its socket is missing."""
+    """The host's journal. Raises HostError when its library or its socket is missing."""
 
     def __init__(self) -> None:
         try:
             from systemd.journal import sendv
         except ImportError:
-            raise TcpobsError(
-                "-Y needs the journal library:"
-                " pip install 'tcpobs[journal]', or your distribution's python3-systemd"
+            raise HostError(
+                "-Y needs the journal library",
+                "pip install 'tcpobs[journal]', or your distribution's python3-systemd",
             ) from None
         # The library says nothing when there is no journal: ask first.
         if not os.path.exists(SOCKET):
-            raise TcpobsError(f"-Y needs the journal, and {SOCKET} is missing: start systemd-journald")
+            raise HostError(f"-Y needs the journal, and {SOCKET} is missing", "start systemd-journald")
         self._send = sendv
         self._root = os.geteuid() == 0
 

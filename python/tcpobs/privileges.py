@@ -21,7 +21,7 @@ class Capability(IntEnum):
 
 
 def effective() -> int:
-    """The capabilities that this process has, as a set of bits."""
+    """The capabilities that this process has, as a set of bits; see `in_user_namespace`."""
     with open("/proc/self/status") as file:
         return next(int(line.split()[1], 16) for line in file if line.startswith("CapEff:"))
 
@@ -31,8 +31,16 @@ def has(capability: Capability) -> bool:
     return bool(effective() >> capability & 1)
 
 
+def in_user_namespace() -> bool:
+    """Whether this is not the host's own user namespace (user_namespaces(7)): its capabilities count less."""
+    with open("/proc/self/uid_map") as file:
+        return file.read().split() != ["0", "0", "4294967295"]
+
+
 def may_trace() -> bool:
     """Whether the kernel lets this process load and attach tracing programs."""
+    if in_user_namespace():
+        return False
     both = has(Capability.CAP_BPF) and has(Capability.CAP_PERFMON)
     return both or has(Capability.CAP_SYS_ADMIN)  # all there was before Linux 5.8
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from bisect import bisect_right
 from operator import attrgetter
 
 from tcpobs.libbpf import perfbuf, ringbuf
@@ -33,9 +34,6 @@ BATCH = 2048
 
 BUSY_SECONDS = 0.05
 """How long a program that was still writing when it was detached is waited for."""
-
-LATE_NS = 1_000_000
-"""How long an event may take from its time stamp into its CPU's perf buffer."""
 
 
 class Transport(Resource, Generic[R]):
@@ -94,7 +92,10 @@ class RingBufferTransport(Transport[R]):
 
 
 class PerfBufferTransport(Transport[R]):
-    """A buffer for each CPU: events are put into their order here, and wait until no earlier one can come."""
+    """A buffer for each CPU: events are put into their order here.
+
+    An event waits for one more look at the buffers, for an earlier one may still come from another CPU.
+    """
 
     def __init__(self, object: Object, record: type[R], size: int) -> None:
         """`size` is in bytes, of all buffers together."""
@@ -107,27 +108,30 @@ class PerfBufferTransport(Transport[R]):
     def take(self) -> list[R]:
         """See Transport."""
         if not self._ready:
-            self._read(time.monotonic_ns() - LATE_NS)
-        batch, self._ready = self._ready[:BATCH], self._ready[BATCH:]
+            seen_ns = self._waiting[-1].time_ns if self._waiting else 0
+            self._read()
+            seen = bisect_right([event.time_ns for event in self._waiting], seen_ns)
+            self._ready, self._waiting = self._waiting[:seen], self._waiting[seen:]
+        return self._next()
+
+    def _read(self) -> None:
+        """Empties the buffers; all that waits is in order then."""
+        self._waiting += self._decode(self._buffers.read())
+        self._waiting.sort(key=attrgetter("time_ns"))
+
+    def _next(self) -> list[R]:
+        batch = self._ready[:BATCH]
+        del self._ready[:BATCH]
         self.more = bool(self._ready)
         return batch
 
-    def _read(self, until_ns: int) -> None:
-        """Empties the buffers; what happened until then is ready."""
-        events = self._waiting + list(self._decode(self._buffers.read()))
-        events.sort(key=attrgetter("time_ns"))
-        count = len(events)
-        while count and events[count - 1].time_ns > until_ns:
-            count -= 1
-        self._ready, self._waiting = events[:count], events[count:]
-
     def rest(self) -> Iterator[list[R]]:
         """See Transport."""
+        self._read()
+        self._ready += self._waiting
+        self._waiting = []
         while self._ready:
-            yield self.take()
-        self._read(time.monotonic_ns())
-        while self._ready:
-            yield self.take()
+            yield self._next()
 
     @property
     def unfinished(self) -> int:

@@ -12,26 +12,19 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from typing import NamedTuple, TypeVar
 
+from tcpobs import host
 from tcpobs.events import Events
-from tcpobs.host import Way
 from tcpobs.libbpf import LibbpfError, library
 from tcpobs.records import WithEndpoints
 
 R = TypeVar("R", bound=WithEndpoints)
 
 LOOPBACK = {socket.AF_INET: "127.0.0.1", socket.AF_INET6: "::1"}
-ALL_WAYS = [
-    Way("tp_btf", "sk_storage", "ringbuf"),
-    Way("tp_btf", "hash", "ringbuf"),
-    Way("tracepoint", "hash", "ringbuf"),
-    Way("kprobe", "hash", "ringbuf"),
-    Way("tp_btf", "hash", "perfbuf"),
-    Way("tracepoint", "hash", "perfbuf"),
-]
-"""Each mechanism, forced; and the best and the least of those for kernels without ring buffers."""
+ALL_WAYS = host.WAYS
+"""Each is forced in turn."""
 
 
-def limit(way: Way) -> str:
+def limit(way: host.Way) -> str:
     """Why this kernel cannot trace this way; empty where it can."""
     release = tuple(int(part) for part in re.findall(r"\d+", os.uname().release)[:2])
     if way.storage == "sk_storage" and release < (5, 11):
@@ -186,9 +179,9 @@ def child(work: Callable[[], None]) -> Iterator[int]:
 
 
 def is_tracing(pid: int) -> bool:
-    """Whether this tcpobs has attached everything: it has given up its privileges (proc_pid_status(5))."""
+    """Whether this tcpobs has attached everything: it has given up its capabilities (proc_pid_status(5))."""
     with open(f"/proc/{pid}/status") as file:
-        return "NoNewPrivs:\t1\n" in file
+        return f"CapPrm:\t{0:016x}\n" in file
 
 
 def programs_of(pid: int) -> set[int]:

@@ -57,11 +57,38 @@ def test_without_privileges() -> None:
     """It runs, and says what it could not look at."""
     status, findings = doctor("setpriv", "--bounding-set=-all", "--inh-caps=-all")
     assert status == 1
-    assert "give it CAP_BPF and CAP_PERFMON" in findings["capabilities"]["remedy"]
+    assert "CAP_BPF and CAP_PERFMON" in findings["capabilities"]["text"]
+    assert findings["tcpobs life"]["remedy"] == "try it with sudo"
     for hook in host.HOOKS:
         assert findings[f"hook {hook}"]["works"] is None
         assert "not looked at" in findings[f"hook {hook}"]["text"]
     assert findings["kernel types (BTF)"]["works"]
+
+
+def test_in_a_user_namespace() -> None:
+    """Root there has every capability, and none that counts."""
+    status, findings = doctor("unshare", "--user", "--map-root-user")
+    assert (status, findings["capabilities"]["works"]) == (1, False)
+    assert "user namespace" in findings["tcpobs life"]["text"]
+
+
+def test_without_libbpf(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TCPOBS_LIBBPF", "/nonexistent")
+    status, findings = doctor()
+    assert (status, findings["libbpf"]["works"]) == (1, False)
+    assert "install tcpobs again" in findings["libbpf"]["remedy"]
+
+
+def test_nobody_reads_it() -> None:
+    """The status says it, too; and a full disk is told."""
+    piped = subprocess.run(
+        ["bash", "-c", f"set -o pipefail; {TCPOBS[0]} doctor | true"], capture_output=True, text=True
+    )
+    assert (piped.returncode, piped.stderr) == (0, "")
+    with open("/dev/full", "w") as full:
+        done = subprocess.run([*TCPOBS, "doctor"], stdout=full, stderr=subprocess.PIPE, text=True)
+    assert done.returncode == 1
+    assert done.stderr == "tcpobs: cannot write the output: No space left on device\n"
 
 
 @pytest.fixture

@@ -62,7 +62,8 @@ def test_without_the_journal() -> None:
     done = private('mount -t tmpfs none /run && exec "$1" states -Y', TCPOBS)
     assert done.returncode == 1
     assert done.stderr == (
-        "tcpobs: -Y needs the journal, and /run/systemd/journal/socket is missing: start systemd-journald\n"
+        "tcpobs: -Y needs the journal, and /run/systemd/journal/socket is missing: start systemd-journald"
+        " (`tcpobs doctor` says more)\n"
     )
 
 
@@ -82,5 +83,5 @@ def test_without_the_library(tmp_path: os.PathLike[str]) -> None:
     assert done.returncode == 1
     assert done.stderr == (
         "tcpobs: -Y needs the journal library:"
-        " pip install 'tcpobs[journal]', or your distribution's python3-systemd\n"
+        " pip install 'tcpobs[journal]', or your distribution's python3-systemd (`tcpobs doctor` says more)\n"
     )

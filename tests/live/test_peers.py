@@ -9,6 +9,7 @@ import os
 import shutil
 import signal
 import subprocess
+from collections import defaultdict
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -45,11 +46,11 @@ def make_sessions() -> list[int]:
 def agree(spans: list[tuple[float, float]]) -> bool:
     """Whether ours and theirs are within 1 ms or 5 %.
 
-    In a few rows they may not be: the two programs take the time one after the other, and the machine may
-    do something else in between.
+    In a fifth of the rows they may not be: the two programs take the time one after the other, and the
+    machine may do something else in between.
     """
     apart = [pair for pair in spans if abs(pair[0] - pair[1]) > max(1, 0.05 * max(pair))]
-    return len(apart) <= len(spans) // 20
+    return len(apart) <= len(spans) // 5
 
 
 def test_states() -> None:
@@ -74,12 +75,12 @@ def test_states() -> None:
     }
     theirs = [row for row in rows if {*ports} & {int(row[5]), int(row[7])}]
     assert len(theirs) >= len(ENDS) * 3 * 2 * 8
-    spans = []
+    spans = defaultdict(list)
     for row in theirs:
         fields = (*row[:9], row[10])  # row[9] is the arrow
         assert fields in ours
-        spans.append((ours[fields], float(row[11])))
-    assert agree(spans)
+        spans[row[8], row[10]].append((ours[fields], float(row[11])))
+    assert all(agree(of_change) for of_change in spans.values())
 
 
 def test_life() -> None:

@@ -10,6 +10,7 @@ import pytest
 from hypothesis import settings
 
 import tcpobs
+from tcpobs import privileges
 from tcpobs.libbpf import Object
 
 if TYPE_CHECKING:
@@ -20,6 +21,12 @@ settings.load_profile("unit")
 
 OBJECTS = Path(tcpobs.__file__).parent / "_objects"
 """Where the objects, by machine, and their source are."""
+
+
+@pytest.fixture(autouse=True)
+def keep_capabilities(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The command gives up those of its process, which here is that of all tests."""
+    monkeypatch.setattr(privileges, "give_up", lambda: None)
 
 
 def object_file(tool: str) -> Path:

@@ -46,11 +46,12 @@ def remedy(
     exist: Collection[str] = USUAL,
 ) -> str:
     """What is said when every way fails with this error on such a host."""
-    files = {"/sys/kernel/security/lockdown": lockdown, "/proc/self/mounts": ""}
+    files = {host.LOCKDOWN: lockdown, host.PARANOID: "2", "/proc/self/mounts": ""}
     patch.setattr(host, "read", lambda path: files[path])
     patch.setattr(privileges, "effective", lambda: capabilities)
+    patch.setattr(privileges, "in_user_namespace", lambda: False)
     patch.setattr(os.path, "exists", lambda path: path in exist)
-    text = host.remedy([(way, LibbpfError("bpf_object__load", number, log)) for way in ways])
+    text = str(host.refusal([(way, LibbpfError("bpf_object__load", number, log)) for way in ways]))
     assert "\n" not in text
     return text
 
@@ -125,11 +126,30 @@ libbpf: failed to load object 'life'
     ],
 )
 def test_what_the_kernel_said(log: str, said: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    text = remedy(monkeypatch, host.WAYS, errno.EINVAL, log=log)
+    text = remedy(monkeypatch, [TP_BTF], errno.EINVAL, log=log)
     assert text == (
         "the kernel did not take the program (tp_btf, sk_storage, ringbuf): bpf_object__load:"
-        f" Invalid argument{said}; see -v"
+        f" Invalid argument{said}: -v shows all that was said"
     )
+
+
+def test_a_user_namespace(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(privileges, "in_user_namespace", lambda: True)
+    error = LibbpfError("bpf_object__load", errno.EPERM, "")
+    assert "user namespace" in host.refusal([(TP_BTF, error)]).cause
+
+
+def test_the_way_whose_failure_is_understood_speaks(monkeypatch: pytest.MonkeyPatch) -> None:
+    """With the types from a file, tp_btf is out of the question; tracefs can be mounted."""
+    monkeypatch.setattr(os.path, "exists", lambda _: False)
+    monkeypatch.setattr(host, "read", lambda _: "")
+    error = LibbpfError("bpf_object__load", errno.ESRCH, "kernel BTF is missing")
+    failures = [
+        (TP_BTF, error),
+        (TRACEPOINT, LibbpfError("bpf_program__attach", errno.ENOENT, "")),
+        (KPROBE, error),
+    ]
+    assert host.refusal(failures, "types.btf").cause == "tracefs is not mounted"
 
 
 def test_maps_are_charged_as_locked_memory(monkeypatch: pytest.MonkeyPatch) -> None:

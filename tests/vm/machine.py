@@ -14,6 +14,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -24,7 +25,12 @@ from vm.kernels import Kernel
 from vm.packages import BUILD, ROOT, PackageError
 from vm.roots import RootError, arm64_root
 
-VIRTIOFSD = "/usr/lib/qemu/virtiofsd"
+# In Debian 12 it is part of qemu, later a package of its own.
+VIRTIOFSD = next(filter(os.path.exists, ("/usr/lib/qemu/virtiofsd", "/usr/libexec/virtiofsd")), "virtiofsd")
+
+DIE_WITH_US = ("setpriv", "--pdeathsig", "KILL")
+"""So that nothing is left of a run that was killed; and Ctrl-C is ours alone."""
+
 MODULES = ("virtio_pci", "virtio_mmio", "virtio_console", "overlay", "virtiofs")
 """What the first process needs; where the kernel has it built in, there is no module to load."""
 
@@ -51,7 +57,15 @@ BOOT = (
 
 
 class MachineError(Exception):
-    """A machine that did not run its command to the end."""
+    """A machine that did not run its command to the end. `begun`: it had begun with it."""
+
+    def __init__(self, message: str, begun: bool = False) -> None:
+        super().__init__(message)
+        self.begun = begun
+
+
+stopping = threading.Event()
+"""Set to end all machines, and let none begin."""
 
 
 class Done(NamedTuple):
@@ -68,12 +82,14 @@ def run(
 ) -> Done:
     """Boots the kernel on this root, and runs a shell command in the checkout's folder.
 
-    One boot in about ninety panics under emulation, so it is tried twice. `echo` shows what the command
+    One boot in about ninety panics under emulation, so booting is tried twice. `echo` shows what the command
     prints as it comes. Raises MachineError when no exit status comes back.
     """
     try:
         return _run(kernel, command, root, seconds, echo)
     except MachineError as error:
+        if error.begun or stopping.is_set():
+            raise
         print(f"{kernel.name}: trying again: {error}", file=sys.stderr)
         return _run(kernel, command, root, seconds, echo)
 
@@ -86,15 +102,16 @@ def _run(kernel: Kernel, command: str, root: Path, seconds: float, echo: bool) -
         job = Path(temporary)
         (job / "command").write_text(command + "\n")
         (job / "run").write_text(_RUN.format(job=shlex.quote(str(job)), folder=shlex.quote(str(ROOT))))
-        for name in ("out", "err", "status", "console"):
+        for name in ("out", "err", "status", "begun", "console"):
             (job / name).touch()
         share = _share(root, job)
         try:
             machine = subprocess.Popen(
-                _qemu(kernel, job, root),
+                [*DIE_WITH_US, *_qemu(kernel, job, root)],
                 stdin=subprocess.DEVNULL,
                 stdout=subprocess.DEVNULL,
                 stderr=subprocess.PIPE,
+                start_new_session=True,
             )
             try:
                 _wait(machine, job, start + seconds, echo)
@@ -108,16 +125,18 @@ def _run(kernel: Kernel, command: str, root: Path, seconds: float, echo: bool) -
         if not status:
             console = (job / "console").read_text(errors="replace").splitlines()
             last = "\n".join([*said.splitlines(), *console][-20:])
-            raise MachineError(f"no exit status after {time.monotonic() - start:.0f} s\n{last}")
+            message = f"no exit status after {time.monotonic() - start:.0f} s\n{last}"
+            raise MachineError(message, begun=bool((job / "begun").read_text()))
         out, err = ((job / name).read_text(errors="replace") for name in ("out", "err"))
         return Done(int(status), out, err, time.monotonic() - start)
 
 
-# The numbers in the ports' names differ: the ports of our three are the first to the third.
+# The names of the devices differ; the number after the p is that of the port in _qemu.
 _RUN = """\
 export PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin HOME=/root TERM=dumb LANG=C.UTF-8
-out=$(echo /dev/vport*p1) err=$(echo /dev/vport*p2) status=$(echo /dev/vport*p3)
+out=$(echo /dev/vport*p1) err=$(echo /dev/vport*p2) status=$(echo /dev/vport*p3) begun=$(echo /dev/vport*p4)
 cd {folder}
+echo yes >"$begun"
 /bin/bash {job}/command </dev/null >"$out" 2>"$err"
 echo $? >"$status"
 sync
@@ -138,7 +157,7 @@ def _wait(machine: subprocess.Popen[bytes], job: Path, end: float, echo: bool) -
             stream.buffer.write(text)
             stream.flush()
             shown[name] += len(text)
-        if ended or time.monotonic() > end:
+        if ended or time.monotonic() > end or stopping.is_set():
             return
         time.sleep(0.05)
 
@@ -150,17 +169,20 @@ def _share(root: Path, job: Path) -> subprocess.Popen[bytes]:
     inside = view / checkout.lstrip("/")
     (root / checkout.lstrip("/")).mkdir(parents=True, exist_ok=True)
     script = (
-        'mount --bind "$1" "$2" && mount --bind "$3" "$4" && mount -o remount,bind,ro "$2" &&'
+        'mount --rbind "$1" "$2" && mount --bind "$3" "$4" && mount -o remount,bind,ro "$2" &&'
         ' shift 4 && exec "$@"'
     )
     command = [
+        *DIE_WITH_US,
         *("unshare", "--mount", "--propagation", "private", "sh", "-c", script, "sh"),
         *(str(root), str(view), checkout, str(inside)),
         *(VIRTIOFSD, f"--socket-path={job}/share", "-o", f"source={view}"),
         *("-o", "cache=always", "-o", "sandbox=chroot", "-o", "no_posix_lock"),
     ]
     with open(job / "share.log", "wb") as log:
-        share = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=log)
+        share = subprocess.Popen(
+            command, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=log, start_new_session=True
+        )
     end = time.monotonic() + 10
     while not (job / "share").exists():
         if share.poll() is not None or time.monotonic() > end:
@@ -173,7 +195,7 @@ def _share(root: Path, job: Path) -> subprocess.Popen[bytes]:
 def _qemu(kernel: Kernel, job: Path, root: Path) -> list[str]:
     *machine, console = MACHINES[kernel.architecture]
     ports = []
-    for number, name in enumerate(("out", "err", "status"), 1):
+    for number, name in enumerate(("out", "err", "status", "begun"), 1):
         ports += ["-chardev", f"file,id={name},path={job}/{name}"]
         ports += ["-device", f"virtserialport,chardev={name},nr={number},name={name}"]
     return [
@@ -193,14 +215,14 @@ def _qemu(kernel: Kernel, job: Path, root: Path) -> list[str]:
 def initramfs(kernel: Kernel, root: Path) -> Path:
     """The file with `init`, the modules that it loads, and the root's busybox. Made once."""
     path = kernel.folder / "initramfs"
-    init = Path(__file__).parent / "init"
-    if path.exists() and path.stat().st_mtime > init.stat().st_mtime:
+    parts = (Path(__file__).parent / "init", Path(__file__), root / "bin/busybox")
+    if path.exists() and all(path.stat().st_mtime > part.stat().st_mtime for part in parts):
         return path
     with TemporaryDirectory(dir=kernel.folder) as temporary:
         tree = Path(temporary)
         for name in ("bin", "proc", "sys", "dev", "modules", "shared", "changes", "root"):
             (tree / name).mkdir()
-        shutil.copy(init, tree / "init")
+        shutil.copy(parts[0], tree / "init")
         (tree / "init").chmod(0o755)
         shutil.copy(root / "bin/busybox", tree / "bin/busybox")
         order = []
@@ -211,8 +233,8 @@ def initramfs(kernel: Kernel, root: Path) -> Path:
             with open(tree / "modules" / name, "wb") as file:
                 subprocess.run([*unpack, str(module)], stdout=file, check=True)
         (tree / "modules/order").write_text("".join(f"{name}\n" for name in order))
-        command = 'cd "$1" && find . | cpio --quiet -o -H newc | gzip -1 >"$2"'
-        subprocess.run(["sh", "-c", command, "sh", str(tree), f"{path}.new"], check=True)
+        command = 'set -o pipefail; cd "$1" && find . | cpio --quiet -o -H newc | gzip -1 >"$2"'
+        subprocess.run(["bash", "-c", command, "bash", str(tree), f"{path}.new"], check=True)
     os.replace(f"{path}.new", path)
     return path
 

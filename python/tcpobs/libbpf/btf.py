@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ctypes
 import errno
+import os
 import struct
 from enum import IntEnum
 
@@ -244,7 +245,7 @@ class Btf(Handle, Resource):
     @classmethod
     def of_file(cls, path: str) -> Btf:
         """The types in an ELF file's .BTF section, or in a file of raw BTF."""
-        return cls(library().btf__parse(path.encode(), None), owned=True)
+        return cls(library().btf__parse(os.fsencode(path), None), owned=True)
 
     def close(self) -> None:
         """Frees it, if it was opened by itself."""

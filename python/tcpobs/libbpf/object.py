@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ctypes
 import mmap
+import os
 from ctypes import c_char_p, c_size_t
 
 from tcpobs.libbpf.btf import Btf, Kind
@@ -92,7 +93,7 @@ class Object(Resource):
         options = OpenOptions(
             sz=ctypes.sizeof(OpenOptions),
             object_name=name.encode(),
-            btf_custom_path=btf.encode() if btf else None,
+            btf_custom_path=os.fsencode(btf) if btf else None,
         )
         self.loaded = False
         self._links: list[Link] = []

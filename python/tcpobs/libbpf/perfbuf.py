@@ -61,7 +61,8 @@ class PerfBuffers(Resource):
         round theirs up to a power of two of pages. A poll of `fds` wakes when a quarter of one is full.
         """
         cpus = library().libbpf_num_possible_cpus()
-        pages = 1 << max(0, (size // cpus // mmap.PAGESIZE - 1).bit_length())
+        pages = -(-size // (cpus * mmap.PAGESIZE))
+        pages = 1 << (pages - 1).bit_length()
         attributes = _Attributes(
             type=_SOFTWARE,
             size=ctypes.sizeof(_Attributes),
@@ -116,7 +117,7 @@ class PerfBuffers(Resource):
         samples, place = [], 0
         while place < len(records):
             type, _, size = struct.unpack_from("=IHH", records, place)
-            if type == _SAMPLE and size != self.stride:
+            if size < 8 or (type == _SAMPLE and size != self.stride):
                 raise LibbpfError(f"a record of {size} bytes in buffers of {self.stride}")
             if type == _SAMPLE:
                 samples.append(records[place : place + size])

@@ -14,8 +14,8 @@ class ProgramInfo(ctypes.Structure):
     """struct bpf_prog_info of include/uapi/linux/bpf.h; what an older kernel does not know stays 0.
 
     `run_cnt` and `run_time_ns` count only while run statistics are on (see `RunStatistics`).
-    `recursion_misses` (Linux 5.12) counts the times the program was not entered because it, or another
-    program of its kind, was already running on that CPU.
+    `recursion_misses` counts the times the program was not entered because it, or another program of its
+    kind, was already running on that CPU (Linux 5.12; for tracepoints and kprobes 6.7).
     """
 
     type: int
@@ -106,10 +106,14 @@ class Program(Handle):
     def recursion_misses(self) -> int:
         """How often the kernel did not enter it (see ProgramInfo). Takes no capability, as `info` may.
 
-        From the file descriptor's file in /proc, proc_pid_fdinfo(5); 0 where the kernel does not count.
+        From the file descriptor's file in /proc, proc_pid_fdinfo(5); 0 where the kernel does not count, or
+        does not let this process look at itself (before 5.14, with capabilities from its file).
         """
-        with open(f"/proc/self/fdinfo/{self.fd}") as file:
-            fields = dict(line.split(":", 1) for line in file)
+        try:
+            with open(f"/proc/self/fdinfo/{self.fd}") as file:
+                fields = dict(line.split(":", 1) for line in file)
+        except PermissionError:
+            return 0
         return int(fields.get("recursion_misses", 0))
 
     def attach(self) -> Link:

@@ -4,9 +4,14 @@ from __future__ import annotations
 
 import os
 from collections import namedtuple
+from contextlib import suppress
 
-from tcpobs import compiler, host, privileges
-from tcpobs.errors import TcpobsError
+from tcpobs import __version__, compiler, host, privileges
+from tcpobs.errors import HostError, TcpobsError
+from tcpobs.journal import Journal
+from tcpobs.libbpf.errors import LibraryMissing
+from tcpobs.libbpf.library import library
+from tcpobs.output import Output
 from tcpobs.privileges import Capability
 from tcpobs.tools.life import sessions
 from tcpobs.tools.states import states
@@ -17,7 +22,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
     from typing import Any, NamedTuple
 
-    from tcpobs.events import Events
+    from tcpobs.events import Events, Options
 
     class Finding(NamedTuple):
         """What was found of one thing. `works` is None for a plain fact, and for what was not looked at."""
@@ -30,6 +35,8 @@ if TYPE_CHECKING:
 else:
     Finding = namedtuple("Finding", "name works text remedy")
 
+REINSTALL = "install tcpobs again, or point TCPOBS_LIBBPF to another one"
+
 EXAMPLES = """\
 examples:
   tcpobs doctor               everything, on one screen
@@ -38,8 +45,6 @@ examples:
 
 It tries each mechanism by loading and attaching a program, and detaches it at once. The exit status is
 0 when `states` and `life` can run, else 1. Without root it says what it could not look at."""
-
-NEEDS_PRIVILEGE = "not looked at: this needs root, or CAP_BPF and CAP_PERFMON"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -53,10 +58,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     """Runs the command; returns the exit status."""
+    output = Output()
     tools = [_tool("states", arguments.btf), _tool("life", arguments.btf)]
     able = all(tool.works for tool in tools)
     findings = [
         *_kernel(arguments.btf),
+        _libbpf(),
         _capabilities(),
         *_mechanisms(arguments.btf),
         _compiler(),
@@ -64,52 +71,37 @@ def run(arguments: argparse.Namespace) -> int:
         *tools,
         Finding("while running", None, "no capability is kept once everything is attached", ""),
     ]
-    if arguments.json:
-        _print_json(able, findings)
-    else:
-        _print_text(findings)
+    with suppress(BrokenPipeError):  # the status says it, too
+        output.write(_as_json(able, findings) if arguments.json else _as_text(findings))
     return 0 if able else 1
 
 
-def _print_text(findings: list[Finding]) -> None:
-    from tcpobs import __version__
-    from tcpobs.libbpf.library import library
-
+def _as_text(findings: list[Finding]) -> str:
     system = os.uname()
-    print(
-        f"tcpobs {__version__}, libbpf {'.'.join(map(str, library().version))},"
-        f" {system.sysname} {system.release} {system.machine}"
-    )
+    lines = [f"tcpobs {__version__} on {system.sysname} {system.release} {system.machine}"]
     for name, works, text, remedy in findings:
         answer = {True: "yes", False: "no", None: "-"}[works]
-        print(f"{name:<22} {answer:<4} {text}")
+        lines.append(f"{name:<22} {answer:<4} {text}")
         if remedy:
-            print(f"{'':<22}      to do: {remedy}")
+            lines.append(f"{'':<22}      to do: {remedy}")
+    return "".join(f"{line}\n" for line in lines)
 
 
-def _print_json(able: bool, findings: list[Finding]) -> None:
+def _as_json(able: bool, findings: list[Finding]) -> str:
     import json
 
-    from tcpobs import __version__
-    from tcpobs.libbpf.library import library
-
     system = os.uname()
-    print(
-        json.dumps(
-            {
-                "able": able,
-                "tcpobs": __version__,
-                "libbpf": ".".join(map(str, library().version)),
-                "kernel": system.release,
-                "machine": system.machine,
-                "findings": [
-                    {"name": name, "works": works, "text": text, "remedy": remedy or None}
-                    for name, works, text, remedy in findings
-                ],
-            },
-            indent=2,
-        )
-    )
+    found = {
+        "able": able,
+        "tcpobs": __version__,
+        "kernel": system.release,
+        "machine": system.machine,
+        "findings": [
+            {"name": name, "works": works, "text": text, "remedy": remedy or None}
+            for name, works, text, remedy in findings
+        ],
+    }
+    return json.dumps(found, indent=2) + "\n"
 
 
 # ---- the host
@@ -126,6 +118,8 @@ def _types(btf: str | None) -> Finding:
         return Finding(name, False, f"{path} is missing", remedy)
     try:
         host.check_btf(path)
+    except LibraryMissing:
+        return Finding(name, None, f"{path}; not looked into, for libbpf is missing", "")
     except TcpobsError as error:
         return Finding(name, False, str(error), "give them with --btf FILE")
     return Finding(name, True, f"{path}, {os.path.getsize(path) / 1e6:.1f} MB", "")
@@ -139,9 +133,8 @@ def _lockdown() -> Finding:
     mode = text.partition("[")[2].partition("]")[0]
     if mode != "confidentiality":
         return Finding("lockdown", None, mode, "")
-    return Finding(
-        "lockdown", None, mode, "boot with lockdown=integrity or none: BPF may not read kernel memory"
-    )
+    remedy = "boot with lockdown=integrity or none: BPF may not read kernel memory"
+    return Finding("lockdown", False, mode, remedy)
 
 
 def _jit() -> Finding:
@@ -174,12 +167,20 @@ def _cgroup() -> Finding:
     return Finding("cgroup", None, "none is mounted at /sys/fs/cgroup", "")
 
 
+def _libbpf() -> Finding:
+    try:
+        version = ".".join(map(str, library().version))
+    except LibraryMissing as error:
+        return Finding("libbpf", False, str(error), REINSTALL)
+    return Finding("libbpf", True, f"{version}, {library().path}", "")
+
+
 def _capabilities() -> Finding:
-    held = [capability.name for capability in Capability if privileges.has(capability)]
-    text = ", ".join(held) or "none that tracing has to do with"
     if privileges.may_trace():
-        return Finding("capabilities", True, text, "")
-    return Finding("capabilities", False, text, "run it as root, or give it CAP_BPF and CAP_PERFMON")
+        held = [capability.name for capability in Capability if privileges.has(capability)]
+        return Finding("capabilities", True, ", ".join(held), "")
+    cause, remedy = host.unprivileged()
+    return Finding("capabilities", False, cause, remedy)
 
 
 # ---- the mechanisms
@@ -188,7 +189,7 @@ def _capabilities() -> Finding:
 def _mechanisms(btf: str | None) -> list[Finding]:
     """Each hook, storage and transport, tried."""
     return [
-        _mechanism(f"{part} {choice}", btf, **{part: choice})
+        _mechanism(part, choice, btf)
         for part, choices in (
             ("hook", host.HOOKS),
             ("storage", host.STORAGES),
@@ -198,26 +199,34 @@ def _mechanisms(btf: str | None) -> list[Finding]:
     ]
 
 
-def _mechanism(name: str, btf: str | None, **forced: str) -> Finding:
+def _mechanism(part: str, choice: str, btf: str | None) -> Finding:
+    name = f"{part} {choice}"
     if not privileges.may_trace():
-        return Finding(name, None, NEEDS_PRIVILEGE, "")
-    try:
-        with sessions(btf=btf, **forced) as events:  # type: ignore[arg-type]
-            return Finding(
-                name, True, "with " + ", ".join(p for p in events.way if p not in forced.values()), ""
-            )
-    except TcpobsError as error:
-        return Finding(name, False, str(error), "")
+        return Finding(name, None, "not looked at, for want of privileges", "")
+    forced: Options = {"btf": btf}
+    forced[part] = choice  # type: ignore[literal-required]
+    works, text, _ = _tried(lambda: states(**forced))  # its programs are the most
+    # Nobody needs all of them: what to do is said where a tool cannot run.
+    return Finding(name, works, text, "")
 
 
 def _tool(name: str, btf: str | None) -> Finding:
     """What a tool will choose here."""
     start: dict[str, Callable[..., Events[Any]]] = {"states": states, "life": sessions}
+    return Finding(f"tcpobs {name}", *_tried(lambda: start[name](btf=btf)))
+
+
+def _tried(start: Callable[[], Events[Any]]) -> tuple[bool, str, str]:
+    """Whether it traces; how, or why not; and what to do."""
     try:
-        with start[name](btf=btf) as events:
-            return Finding(f"tcpobs {name}", True, ", ".join(events.way), "")
+        with start() as events:
+            return True, ", ".join(events.way), ""
+    except LibraryMissing as error:
+        return False, str(error), REINSTALL
+    except HostError as error:
+        return False, error.cause, error.remedy
     except TcpobsError as error:
-        return Finding(f"tcpobs {name}", False, str(error), "")
+        return False, str(error), ""
 
 
 # ---- what else tools use
@@ -236,10 +245,9 @@ def _compiler() -> Finding:
 
 
 def _journal() -> Finding:
-    from tcpobs.journal import Journal
-
+    name = "journal (states -Y)"
     try:
         Journal()
-    except TcpobsError as error:
-        return Finding("journal (states -Y)", False, str(error), "")
-    return Finding("journal (states -Y)", True, "systemd-journald", "")
+    except HostError as error:
+        return Finding(name, False, error.cause, error.remedy)
+    return Finding(name, True, "systemd-journald", "")

@@ -5,7 +5,6 @@ from __future__ import annotations
 import argparse
 import gc
 import os
-import select
 import signal
 import sys
 import time
@@ -13,7 +12,7 @@ import time
 from tcpobs import events, host, privileges
 from tcpobs.clock import Clock
 from tcpobs.columns import CSV, JSON, TEXT, WIDE, Table
-from tcpobs.errors import TcpobsError
+from tcpobs.output import Output
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -113,7 +112,7 @@ def run(
 
         show_messages()
     stopping = _Stopping()
-    output = _Output()
+    output = Output()
     clock = Clock()
     with start() as trace:
         stopping.when_asked(trace.stop)
@@ -177,32 +176,9 @@ class _Stopping:
             stop()
 
 
-class _Output:
-    """Standard output: each write goes out whole, at once."""
-
-    def __init__(self) -> None:
-        if sys.stdout is None:
-            raise TcpobsError("standard output is closed")
-        self.fd = sys.stdout.fileno()
-        self._encoding = sys.stdout.encoding
-
-    def write(self, text: str) -> None:
-        """Raises BrokenPipeError when the reader has gone, and TcpobsError when it cannot be written."""
-        data = memoryview(text.encode(self._encoding, "backslashreplace"))
-        while data:
-            try:
-                data = data[os.write(self.fd, data) :]
-            except BlockingIOError:  # somebody who shares the pipe made it so
-                select.select([], [self.fd], [])
-            except BrokenPipeError:
-                raise
-            except OSError as error:
-                raise TcpobsError(f"cannot write the output: {error.strerror}") from None
-
-
 def print_source(tool: str) -> None:
     """Prints the BPF source of a tool: its program with the shared headers in their places."""
-    _Output().write(_with_headers(f"{tool}.bpf.c"))
+    Output().write(_with_headers(f"{tool}.bpf.c"))
 
 
 def _with_headers(name: str) -> str:
