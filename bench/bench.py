@@ -18,6 +18,7 @@ import subprocess
 import sys
 import time
 from collections import Counter
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from statistics import median
@@ -28,7 +29,7 @@ from tcpobs.libbpf import RunStatistics, library
 from vm import kernels, matrix
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable, Iterator, Sequence
 
 CONNECTIONS = 20_000
 RUNS = 5
@@ -391,6 +392,18 @@ def progress(text: str) -> None:
         print(f"\r\x1b[K{text}", end="", file=sys.stderr, flush=True)
 
 
+@contextmanager
+def tracefs() -> Iterator[None]:
+    """The peers' tracepoints need it: mounted meanwhile, if nobody has."""
+    place = "/sys/kernel/tracing"
+    mounted = Path(place, "events").exists()
+    if not mounted:
+        subprocess.run(["mount", "-t", "tracefs", "tracefs", place], check=True)
+    yield
+    if not mounted:
+        subprocess.run(["umount", place], check=True)
+
+
 def main() -> None:
     """Measures everything and writes the report."""
     BUILD.mkdir(parents=True, exist_ok=True)
@@ -400,15 +413,16 @@ def main() -> None:
     before = cpu_times()
     all_pairs = pairs()
     tools = [tool for pair in all_pairs for tool in (pair.ours, pair.peer) if tool]
-    for number in range(STARTS):
-        for tool in tools:
-            progress(f"start {number + 1} of {STARTS}: {tool.name}")
-            tool.starts.append(start_up(tool))
-    with RunStatistics():
-        for number in range(RUNS):
+    with tracefs():
+        for number in range(STARTS):
             for tool in tools:
-                progress(f"run {number + 1} of {RUNS}: {tool.name}")
-                tool.runs.append(under_load(tool, csv=tool in [pair.ours for pair in all_pairs]))
+                progress(f"start {number + 1} of {STARTS}: {tool.name}")
+                tool.starts.append(start_up(tool))
+        with RunStatistics():
+            for number in range(RUNS):
+                for tool in tools:
+                    progress(f"run {number + 1} of {RUNS}: {tool.name}")
+                    tool.runs.append(under_load(tool, csv=tool in [pair.ours for pair in all_pairs]))
     progress("")
     passed = [now - then for now, then in zip(cpu_times(), before)]
     lines = [["what", "tcpobs", "libbpf-tools", "reach", "reached"], ["---"] * 5]
