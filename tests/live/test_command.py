@@ -18,6 +18,7 @@ from contextlib import contextmanager
 import pytest
 
 from live.tcp import ALL_WAYS, DEADLINE, connect, is_loaded, is_tracing, limit, programs_of, wait, wait_over
+from tcpobs import host
 
 DOCTOR = " (`tcpobs doctor` says more)"
 TCPOBS = [os.path.join(os.path.dirname(sys.executable), "tcpobs")]
@@ -177,11 +178,12 @@ def test_the_duration_ends_it(tool: str) -> None:
 SYSTEM_LIBBPF = f"/usr/lib/{sysconfig.get_config_var('MULTIARCH')}/libbpf.so.1"
 
 
+@pytest.mark.parametrize("transport", host.TRANSPORTS)
 @pytest.mark.parametrize("library", ["", SYSTEM_LIBBPF], ids=["bundled", "distribution"])
-def test_losses_are_told(library: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_losses_are_told(library: str, transport: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """A full buffer: what is seen and what is told as lost add up, with each libbpf."""
     monkeypatch.setenv("TCPOBS_LIBBPF", library)
-    with running("states", "-s", "--buffer-size", "64K") as (command, _):
+    with running("states", "-s", "--buffer-size", "64K", "--transport", transport) as (command, _):
         os.kill(command.pid, signal.SIGSTOP)
         for _ in range(300):
             end_pair()

@@ -15,6 +15,7 @@ import tcpobs
 from live.tcp import (
     LOOPBACK,
     Pair,
+    child,
     client_first,
     client_resets,
     connect,
@@ -225,3 +226,19 @@ def test_every_port_in_a_filter() -> None:
         client_first(pair)
         ends = by_socket(gather(events, closed(port, 3)), port)
     assert sum(map(len, ends.values())) == 12
+
+
+def test_perf_buffers_give_events_in_order() -> None:
+    """Each CPU has its own; sessions on all of them at once come out by their time."""
+    with tcpobs.states(transport="perfbuf") as events:
+        with child(make_sessions), child(make_sessions):
+            make_sessions()
+        seen = gather(events, lambda seen: len(seen) >= 3 * 50 * 12)
+        assert not events.losses
+    times = [event.time_ns for event in seen]
+    assert times == sorted(times)
+
+
+def make_sessions() -> None:
+    for _ in range(50):
+        client_first(connect(socket.AF_INET))

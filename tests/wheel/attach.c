@@ -92,7 +92,7 @@ int main(int argc, char **argv)
 	if (!link)
 		fail("bpf_program__attach");
 
-	map = bpf_object__find_map_by_name(object, "events");
+	map = bpf_object__find_map_by_name(object, "ring_buffer");
 	ring = map ? ring_buffer__new(bpf_map__fd(map), count, &events, NULL) : NULL;
 	if (!ring)
 		fail("ring_buffer__new");
