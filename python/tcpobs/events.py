@@ -143,9 +143,7 @@ class Events(Resource, Generic[R]):
             except LibbpfError as error:
                 failures.append((way, error))
             except OSError as error:
-                raise HostError(
-                    f"cannot trace ({error.strerror})", "free what there is too little of"
-                ) from None
+                raise HostError(f"cannot trace: {error.strerror}", "raise that limit (ulimit -a)") from None
         else:
             raise host.refusal(failures, btf)
         self.way = way
