@@ -20,8 +20,15 @@ from tcpobs.records import WithEndpoints
 R = TypeVar("R", bound=WithEndpoints)
 
 LOOPBACK = {socket.AF_INET: "127.0.0.1", socket.AF_INET6: "::1"}
-ALL_WAYS = host.WAYS
-"""Each is forced in turn."""
+ALL_WAYS = [
+    host.Way("tp_btf", "sk_storage", "ringbuf"),
+    host.Way("tp_btf", "hash", "ringbuf"),
+    host.Way("tracepoint", "hash", "ringbuf"),
+    host.Way("kprobe", "hash", "ringbuf"),
+    host.Way("tp_btf", "hash", "perfbuf"),
+    host.Way("tracepoint", "hash", "perfbuf"),
+]
+"""Each mechanism, forced; and the best and the least of those for kernels without ring buffers."""
 
 
 def limit(way: host.Way) -> str:

@@ -233,12 +233,12 @@ def test_perf_buffers_give_events_in_order() -> None:
     with tcpobs.states(transport="perfbuf") as events:
         with child(make_sessions), child(make_sessions):
             make_sessions()
-        seen = gather(events, lambda seen: len(seen) >= 3 * 50 * 12)
+        seen = gather(events, lambda seen: len(seen) >= 3 * 20 * 12)
         assert not events.losses
     times = [event.time_ns for event in seen]
     assert times == sorted(times)
 
 
 def make_sessions() -> None:
-    for _ in range(50):
+    for _ in range(20):
         client_first(connect(socket.AF_INET))
