@@ -20,21 +20,22 @@ struct {
 /* The reader polls. It is woken only when this many bytes wait in the ring buffer: see emit(). */
 const volatile __u64 wakeup_bytes = 2 << 20;
 
-/* Every way for a program to lose an event, counted. */
+/* What the programs lose; and, of the changes that the kernel counts as skipped, those that were not lost. */
 struct {
 	__u64 buffer_full;
 	__u64 sockets_full;
+	__u64 recovered; /* see was_skipped() */
 } lost;
 
 /* Relaxed, and without the sum: an ordered one, or one that gives it back, needs Linux 5.12. */
 #define COUNT(counter) (void)__atomic_fetch_add(&(counter), 1, __ATOMIC_RELAXED)
 
 /*
- * A wake-up from in here raises an interrupt; on its way out the kernel runs softirqs, which change TCP
- * states, and a program is not entered again while it runs on this CPU: those events would be lost. So
- * wake once, when the threshold is passed, and not for each event (docs/design.md has the measurements).
- * Two CPUs may pass it together and see neither: then the reader comes at its next poll.
- * Perf buffers have a threshold of their own, set by the reader.
+ * A wake-up from in here raises an interrupt; on its way out the kernel runs softirqs, or another task, which
+ * change TCP states, and a program is not entered again while it runs on this CPU. So wake once, when the
+ * threshold is passed, and not for each event (docs/design.md has the measurements). Two CPUs may pass it
+ * together and see neither: then the reader comes at its next poll. Perf buffers have a threshold of their
+ * own, set by the reader.
  */
 static __always_inline void emit(void *ctx, void *event, __u64 size)
 {

@@ -10,6 +10,7 @@
 struct socket_state {
 	__u64 born_ns; /* the last change to a state before FIN_WAIT1; 0: not seen */
 	struct task owner; /* pid 0: nobody known */
+	int newstate;
 };
 
 #include "emit.bpf.h"
@@ -38,20 +39,25 @@ static __always_inline void report(void *ctx, struct tcp_sock *tcp, struct socke
 	emit(ctx, &event, sizeof(event));
 }
 
+static __always_inline bool is_birth(int newstate)
+{
+	return newstate < TCP_FIN_WAIT1;
+}
+
 static __always_inline int on_change(void *ctx, struct sock *sk, int oldstate, int newstate)
 {
-	bool birth = newstate < TCP_FIN_WAIT1;
 	struct tcp_sock *tcp = tcp_socket(sk);
 	struct socket_state *state;
 
 	if (!tcp)
 		return 0;
-	state = birth ? find_or_make_state(sk) : find_state(sk);
+	state = is_birth(newstate) ? find_or_make_state(sk) : find_state(sk);
 	if (!state)
 		return 0;
 	if (begins(oldstate, newstate))
 		__builtin_memset(state, 0, sizeof(*state));
-	if (birth)
+	state->newstate = newstate;
+	if (is_birth(newstate))
 		state->born_ns = bpf_ktime_get_ns();
 	if (shows_owner(tcp, newstate, state->owner.pid))
 		read_current(&state->owner);
@@ -67,6 +73,12 @@ SEC("tp_btf/inet_sock_set_state")
 int BPF_PROG(life_tp_btf, struct sock *sk, int oldstate, int newstate)
 {
 	return on_change(ctx, sk, oldstate, newstate);
+}
+
+SEC("tp_btf/inet_sock_set_state")
+int BPF_PROG(life_tp_btf_again, struct sock *sk, int oldstate, int newstate)
+{
+	return was_skipped(sk, newstate, is_birth(newstate)) ? on_change(ctx, sk, oldstate, newstate) : 0;
 }
 
 SEC("tracepoint/sock/inet_sock_set_state")

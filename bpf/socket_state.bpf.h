@@ -1,6 +1,7 @@
 /* SPDX-License-Identifier: GPL-2.0-only OR BSD-2-Clause */
 /*
- * What a program remembers of each socket, as a struct socket_state that it defines before this include.
+ * What a program remembers of each socket, as a struct socket_state that it defines before this include;
+ * its member newstate is the last change's.
  * Kept in the socket itself (sk_storage), which frees it with the socket and has no limit of its own; or
  * in a hash map by the socket's address, where the kernel does not give sk_storage to tracing programs
  * (before 5.11) or to this kind of program (tracepoint, kprobe).
@@ -35,21 +36,25 @@ static __always_inline struct socket_state *find_state(struct sock *sk)
 	return bpf_map_lookup_elem(&socket_hash, &key);
 }
 
-/* The same, made (all zero) if need be. NULL when there is no room, which is counted. */
-static __always_inline struct socket_state *find_or_make_state(struct sock *sk)
+/* A new one, all zero. NULL when there is no room. */
+static __always_inline struct socket_state *make_state(struct sock *sk)
 {
-	struct socket_state *state, empty = {};
+	struct socket_state empty = {};
 	__u64 key = (__u64)sk;
 
-	if (use_sk_storage) {
-		state = bpf_sk_storage_get(&socket_storage, sk, NULL, BPF_SK_STORAGE_GET_F_CREATE);
-	} else {
-		state = bpf_map_lookup_elem(&socket_hash, &key);
-		if (!state) {
-			bpf_map_update_elem(&socket_hash, &key, &empty, BPF_NOEXIST);
-			state = bpf_map_lookup_elem(&socket_hash, &key);
-		}
-	}
+	if (use_sk_storage)
+		return bpf_sk_storage_get(&socket_storage, sk, NULL, BPF_SK_STORAGE_GET_F_CREATE);
+	bpf_map_update_elem(&socket_hash, &key, &empty, BPF_NOEXIST);
+	return bpf_map_lookup_elem(&socket_hash, &key);
+}
+
+/* What is known of the socket, or a new one. NULL when there is no room, which is counted. */
+static __always_inline struct socket_state *find_or_make_state(struct sock *sk)
+{
+	struct socket_state *state = use_sk_storage ? NULL : find_state(sk);
+
+	if (!state)
+		state = make_state(sk);
 	if (!state)
 		COUNT(lost.sockets_full);
 	return state;
@@ -70,9 +75,27 @@ static __always_inline void forget_state(struct sock *sk, struct socket_state *s
 	__u64 key = (__u64)sk;
 
 	if (use_sk_storage)
-		__builtin_memset(state, 0, sizeof(*state));
+		*state = (struct socket_state){ .newstate = TCP_CLOSE };
 	else
 		bpf_map_delete_elem(&socket_hash, &key);
+}
+
+/*
+ * The kernel does not enter a program that is running on this CPU already: a softirq's change is skipped when
+ * it comes while a process is in the program, and from Linux 7.0 on, where tracepoints can be preempted, any
+ * number may be. So a second program of the same kind is attached behind the first, and does what the first
+ * had to leave: each leaves a change's newstate in the socket's state, and the socket is locked meanwhile.
+ *
+ * Was this change left? makes_state: the first program would have made a state for it.
+ */
+static __always_inline bool was_skipped(struct sock *sk, int newstate, bool makes_state)
+{
+	struct socket_state *state = find_state(sk);
+	bool skipped = state ? state->newstate != newstate : makes_state && tcp_socket(sk) && make_state(sk);
+
+	if (skipped)
+		COUNT(lost.recovered);
+	return skipped;
 }
 
 #endif

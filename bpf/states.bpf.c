@@ -9,6 +9,7 @@
 
 struct socket_state {
 	__u64 changed_ns; /* 0: no change seen yet */
+	int newstate;
 };
 
 #include "emit.bpf.h"
@@ -36,10 +37,10 @@ static __always_inline int on_change(void *ctx, struct sock *sk, int oldstate, i
 	if (state) {
 		if (state->changed_ns && !begins(oldstate, newstate))
 			event.span_ns = event.time_ns - state->changed_ns;
+		state->changed_ns = event.time_ns;
+		state->newstate = newstate;
 		if (newstate == TCP_CLOSE)
 			forget_state(sk, state);
-		else
-			state->changed_ns = event.time_ns;
 	}
 
 	read_endpoints(&event.endpoints, tcp);
@@ -56,6 +57,12 @@ SEC("tp_btf/inet_sock_set_state")
 int BPF_PROG(states_tp_btf, struct sock *sk, int oldstate, int newstate)
 {
 	return on_change(ctx, sk, oldstate, newstate);
+}
+
+SEC("tp_btf/inet_sock_set_state")
+int BPF_PROG(states_tp_btf_again, struct sock *sk, int oldstate, int newstate)
+{
+	return was_skipped(sk, newstate, newstate != TCP_CLOSE) ? on_change(ctx, sk, oldstate, newstate) : 0;
 }
 
 SEC("tracepoint/sock/inet_sock_set_state")

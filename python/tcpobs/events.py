@@ -55,8 +55,8 @@ class Losses:
     CPU that came after the start).
     sockets_full: changes of sockets for whose state there was no room: their spans, owners or whole
     sessions are missing.
-    recursion_misses: changes that came while a program of this kind was running on the same CPU, so
-    that the kernel did not run it. With tracepoints and kprobes, Linux counts them from 6.7 on.
+    recursion_misses: changes that came while the programs for them were running on the same CPU, so
+    that the kernel did not run them. With tracepoints and kprobes, Linux counts them from 6.7 on.
     unfinished: events that were still being written when the trace ended.
     """
 
@@ -181,7 +181,7 @@ class Events(Resource, Generic[R]):
             object.close()
             raise
         self._object, self._transport, self._poll = object, transport, poll
-        self._programs = [object.programs[program] for program in programs]
+        self._programs = [object.programs[name] for name in programs if not name.endswith("_again")]
 
     def __iter__(self) -> Iterator[R]:
         """Events until `stop`, or until the duration is over."""
@@ -222,7 +222,8 @@ class Events(Resource, Generic[R]):
         """What was lost so far; after closing, in all."""
         if self._object.loaded:
             lost: Any = self._object.variables["lost"]
-            misses = sum(program.recursion_misses for program in self._programs)
+            skipped = sum(program.recursion_misses for program in self._programs)
+            misses = max(0, skipped - lost["recovered"])  # while detaching, the second program is alone
             self._losses = Losses(lost["buffer_full"], lost["sockets_full"], misses, self._unfinished)
         return self._losses
 

@@ -12,9 +12,11 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from typing import NamedTuple, TypeVar
 
+import pytest
+
 from tcpobs import host
 from tcpobs.events import Events
-from tcpobs.libbpf import LibbpfError, library
+from tcpobs.libbpf import LibbpfError, Object, library
 from tcpobs.records import WithEndpoints
 
 R = TypeVar("R", bound=WithEndpoints)
@@ -42,6 +44,8 @@ def limit(way: host.Way) -> str:
 
 
 WAYS = [way for way in ALL_WAYS if not limit(way)]
+
+TP_BTF_STORAGES = [way.storage for way in WAYS if way[::2] == ("tp_btf", "ringbuf")]
 
 DEADLINE = 30.0
 """Seconds after which a condition that should come true will not."""
@@ -211,3 +215,14 @@ def is_loaded(program: int) -> bool:
             return False
         raise
     return True
+
+
+def only_second_program(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Attaches no first tp_btf program from now on, as if the kernel skipped it each time."""
+    open_object = host.open_object
+
+    def without_first(tool: str, way: host.Way, btf: str | None = None) -> tuple[Object, list[str]]:
+        object, programs = open_object(tool, way, btf)
+        return object, [program for program in programs if program.endswith("_again")]
+
+    monkeypatch.setattr(host, "open_object", without_first)

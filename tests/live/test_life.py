@@ -14,11 +14,14 @@ import pytest
 import tcpobs
 from live.tcp import (
     LOOPBACK,
+    TP_BTF_STORAGES,
     Pair,
     byte_counts,
     child,
+    client_first,
     connect,
     gather,
+    only_second_program,
     reset,
     wait_closed,
     wait_state,
@@ -144,6 +147,24 @@ def test_a_session_older_than_tcpobs_is_not_shown() -> None:
             end.close()
         seen = gather(events, of_port(new_port, 2))
     assert not [session for session in seen if port in (session.lport, session.rport)]
+
+
+@pytest.mark.parametrize("storage", TP_BTF_STORAGES)
+def test_what_the_kernel_skips_the_second_program_sees(
+    storage: str, family: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With the second program alone, every change is one that the first had to leave."""
+    only_second_program(monkeypatch)
+    with tcpobs.sessions(hook="tp_btf", storage=storage) as events:
+        pair = connect(family)
+        port = pair.ports[1]
+        pair.client.sendall(b"x" * 1000)
+        assert len(pair.server.recv(1000, socket.MSG_WAITALL)) == 1000
+        client_first(pair)
+        client, server = both(gather(events, of_port(port, 2)), port)
+    assert client.tx_bytes >= server.rx_bytes >= 1000  # SYN and FIN count, too
+    assert client.pid == server.pid == os.getpid()
+    assert client.span_ns > 0
 
 
 def test_filters_lose_no_session(family: int) -> None:

@@ -206,7 +206,7 @@ def test_variables_before_loading(fresh_object: Object) -> None:
     variables = fresh_object.variables
     assert {"lports", "rports", "only_family", "only_pid", "use_sk_storage", "lost"} <= set(variables)
     assert variables["use_sk_storage"] is True
-    assert variables["lost"] == {"buffer_full": 0, "sockets_full": 0}
+    assert variables["lost"] == {"buffer_full": 0, "sockets_full": 0, "recovered": 0}
     before = {name: variables[name] for name in variables if name != "only_pid"}
     variables["only_pid"] = 181
     assert variables["only_pid"] == 181
@@ -230,6 +230,7 @@ def test_a_wrong_variable_is_refused_and_nothing_changed(fresh_object: Object) -
 def test_what_an_object_holds(life_object: Object) -> None:
     assert set(life_object.programs) == {
         "life_tp_btf",
+        "life_tp_btf_again",
         "life_tracepoint",
         "life_kprobe",
         "life_kprobe_clone",
