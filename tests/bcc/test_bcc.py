@@ -289,9 +289,11 @@ def test_states(sessions: list[Session], tcpobs: dict[str, Tool], bcc: dict[str,
 def test_life(sessions: list[Session], server: Server, tcpobs: dict[str, Tool], bcc: dict[str, Tool]) -> None:
     with open("/proc/self/comm") as file:
         here = Owner(str(os.getpid()), file.read().strip())
-    ends = {session.server: session.end for session in sessions}
+    # By both ports: one that was the server's of a session may be any of a later one.
+    ends = {(session.server, session.client): session.end for session in sessions}
+    ports = {session.server for session in sessions}
     assert tcpobs["life"].header == bcc["life"].header
-    ours, theirs = (by(tool["life"].of(set(ends)), "IP", "LPORT", "RPORT") for tool in (tcpobs, bcc))
+    ours, theirs = (by(tool["life"].of(ports), "IP", "LPORT", "RPORT") for tool in (tcpobs, bcc))
     assert ours.keys() == theirs.keys()
     seen, spans = set(), []
     for key, rows in theirs.items():
@@ -300,10 +302,10 @@ def test_life(sessions: list[Session], server: Server, tcpobs: dict[str, Tool], 
         for name in ("LADDR", "RADDR", "TX_KB", "RX_KB"):
             assert one[name] == other[name], about
         spans.append((one["MS"], other["MS"]))
-        is_client = int(one["RPORT"]) in ends
-        owner = here if is_client else server.owner
+        end = ends.get((int(one["LPORT"]), int(one["RPORT"])))
+        owner = server.owner if end else here
         # Where the client resets an idle server, nobody acted on the server's socket after its birth.
-        idle = not is_client and ends[int(one["LPORT"])] == "client_resets"
+        idle = end == "client_resets"
         if (one["PID"], one["COMM"]) != (other["PID"], other["COMM"]):
             seen.add("wrong owner")
             assert (other["PID"], other["COMM"]) != owner, about
