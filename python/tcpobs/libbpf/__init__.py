@@ -4,6 +4,7 @@ It knows nothing of TCP and could stand alone. Everything that holds something o
 context manager; every failure is a LibbpfError.
 """
 
+from tcpobs.libbpf.barrier import Barrier
 from tcpobs.libbpf.btf import Btf, Kind, Type
 from tcpobs.libbpf.errors import LibbpfError, LibraryMissing
 from tcpobs.libbpf.library import library, show_messages
@@ -14,6 +15,7 @@ from tcpobs.libbpf.program import Link, Program, ProgramInfo, RunStatistics
 from tcpobs.libbpf.ringbuf import RingBuffer
 
 __all__ = [
+    "Barrier",
     "Btf",
     "Kind",
     "LibbpfError",

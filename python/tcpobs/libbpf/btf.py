@@ -156,6 +156,11 @@ class Type:
         """An integer's BTF_INT_SIGNED, BTF_INT_CHAR, BTF_INT_BOOL."""
         return next(self._entries("=I", 1))[0] >> 24 & 0xF
 
+    @property
+    def is_union(self) -> bool:
+        """Whether a forward declaration is a union's."""
+        return self._flag
+
     def resolve(self) -> Type:
         """The type behind typedefs and qualifiers."""
         type = self
@@ -274,6 +279,39 @@ class Btf(Handle, Resource):
                 return None
             raise
         return Type(self, id)
+
+    def enumerator(self, name: str) -> int | None:
+        """The value of an enumerator, whichever enum it is of; None if there is none of this name.
+
+        Enums are thousands: its name is looked for in the bytes, and the enum by where they are.
+        """
+        size = ctypes.c_uint32()
+        start: int = library().btf__raw_data(self.handle, ctypes.byref(size))
+        data = ctypes.string_at(start, size.value)
+        header, types, types_size, strings = struct.unpack_from("=IIII", data, 4)  # struct btf_header
+        string = data.find(b"\0%b\0" % name.encode(), header + strings)
+        if string < 0:
+            return None
+        wanted = struct.pack("=I", string + 1 - header - strings)
+        place, end = header + types, header + types + types_size
+        while (place := data.find(wanted, place, end)) >= 0:
+            if (place - header - types) % 4 == 0:
+                type = self._at(start + place)
+                if type.kind in (Kind.ENUM, Kind.ENUM64) and name in type.enumerators:
+                    return type.enumerators[name]
+            place += 1
+        return None
+
+    def _at(self, address: int) -> Type:
+        """The type whose bytes are there: they lie one after another."""
+        low, high = 1, len(self)
+        while high - low > 1:
+            middle = (low + high) // 2
+            if library().btf__type_by_id(self.handle, middle) <= address:
+                low = middle
+            else:
+                high = middle
+        return Type(self, low)
 
     def declare(self, types: Iterable[Type]) -> str:
         """C that defines the types and, before them, whatever they hold by value."""

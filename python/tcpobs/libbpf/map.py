@@ -32,6 +32,7 @@ class MapType(IntEnum):
     RINGBUF = 27
 
 
+_NO_BATCHES = (errno.EINVAL, errno.EOPNOTSUPP, 524)  # 524: the kernel's ENOTSUPP
 _PER_CPU = (MapType.PERCPU_HASH, MapType.PERCPU_ARRAY, MapType.LRU_PERCPU_HASH)
 
 
@@ -121,11 +122,23 @@ class Map(Handle):
         try:
             yield from self._batches()
         except LibbpfError as error:
-            if error.errno not in (errno.EINVAL, errno.EOPNOTSUPP, 524):  # 524: the kernel's ENOTSUPP
+            if error.errno not in _NO_BATCHES:
                 raise
             yield from self._one_by_one()
 
-    def _batches(self) -> Iterator[tuple[bytes, bytes]]:
+    def take(self) -> Iterator[tuple[bytes, bytes]]:
+        """Every key with its value, each removed when it was read. For when no program writes."""
+        try:
+            yield from self._batches(take=True)
+        except LibbpfError as error:
+            if error.errno not in _NO_BATCHES:
+                raise
+            for key, value in list(self._one_by_one()):
+                self.delete(key)
+                yield key, value
+
+    def _batches(self, *, take: bool = False) -> Iterator[tuple[bytes, bytes]]:
+        look_up = library().bpf_map_lookup_and_delete_batch if take else library().bpf_map_lookup_batch
         key_size, value_size = self.key_size, self.value_size
         room = min(BATCH, self.max_entries)
         keys = ctypes.create_string_buffer(key_size * room)
@@ -136,7 +149,7 @@ class Map(Handle):
             count = ctypes.c_uint32(room)
             arguments = (start, position, keys, values, ctypes.byref(count), None)
             try:
-                library().bpf_map_lookup_batch(self.fd, *arguments)
+                look_up(self.fd, *arguments)
             except LibbpfError as error:
                 if error.errno == errno.ENOSPC:  # a hash bucket with more entries than there is room
                     room *= 2

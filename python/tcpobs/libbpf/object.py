@@ -38,8 +38,8 @@ class OpenOptions(ctypes.Structure):
 class Variables:
     """The global variables of an object by name: `.rodata`, `.data`, `.bss` and their like.
 
-    Their place and type come from the object's BTF. They can be set until the object is loaded, and read
-    at any time: once it is loaded, from the map that the programs use.
+    Their place and type come from the object's BTF. They can be read at any time, once the object is loaded
+    from the map that the programs use; and set, those of `.rodata` only until then.
     """
 
     def __init__(self, object: Object) -> None:
@@ -65,9 +65,14 @@ class Variables:
 
     def __setitem__(self, name: str, value: Value) -> None:
         map, offset, type = self._place(name)
-        if self._object.loaded:
-            raise LibbpfError(f"{name} cannot be set once the object is loaded")
-        ctypes.memmove(map.memory + offset, type.pack(value), type.size)
+        if not self._object.loaded:
+            ctypes.memmove(map.memory + offset, type.pack(value), type.size)
+            return
+        try:
+            with mmap.mmap(map.fd, offset + type.size) as values:
+                values[offset : offset + type.size] = type.pack(value)
+        except PermissionError:
+            raise LibbpfError(f"{name} is constant once the object is loaded") from None
 
     def _place(self, name: str) -> tuple[Map, int, Type]:
         if name not in self._places:
@@ -137,7 +142,10 @@ class Object(Resource):
 
     def attach(self, program: str) -> Link:
         """Attaches a program by name. The link closes with the object, if not before."""
-        link = self.programs[program].attach()
+        return self.keep(self.programs[program].attach())
+
+    def keep(self, link: Link) -> Link:
+        """Has a link of one of its programs end with it."""
         self._links.append(link)
         return link
 

@@ -4,10 +4,14 @@ from __future__ import annotations
 
 import ctypes
 import os
-from ctypes import c_char, c_uint8, c_uint32, c_uint64
+from ctypes import c_bool, c_char, c_char_p, c_size_t, c_uint8, c_uint32, c_uint64, c_ulong, c_void_p
 
 from tcpobs.libbpf.library import library
 from tcpobs.libbpf.resource import Handle, Resource
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Sequence
 
 
 class ProgramInfo(ctypes.Structure):
@@ -119,6 +123,114 @@ class Program(Handle):
     def attach(self) -> Link:
         """Attaches it to what its section names: tp_btf, tracepoint, kprobe, and all of libbpf's others."""
         return Link(library().bpf_program__attach(self.handle))
+
+    def attach_kprobe(self, function: str, *, at_return: bool = False) -> Link:
+        """Attaches it to a kernel function."""
+        options = _ProbeOptions(sz=ctypes.sizeof(_ProbeOptions), retprobe=at_return)
+        return Link(
+            library().bpf_program__attach_kprobe_opts(self.handle, function.encode(), ctypes.byref(options))
+        )
+
+    def attach_kprobes(self, functions: Sequence[str], *, at_return: bool = False) -> Link:
+        """Attaches it to many kernel functions at once (kprobe.multi, Linux 5.18)."""
+        names = (c_char_p * len(functions))(*map(str.encode, functions))
+        options = _MultiKprobeOptions(
+            sz=ctypes.sizeof(_MultiKprobeOptions),
+            syms=ctypes.cast(names, c_void_p),
+            cnt=len(functions),
+            retprobe=at_return,
+        )
+        return Link(library().bpf_program__attach_kprobe_multi_opts(self.handle, None, ctypes.byref(options)))
+
+    def attach_uprobe(
+        self, path: str, offset: int, *, pid: int = -1, cookie: int = 0, at_return: bool = False
+    ) -> Link:
+        """Attaches it to an offset in a file, for one process or (-1) for all that map it.
+
+        `cookie` is what the program gets by bpf_get_attach_cookie() (Linux 5.15).
+        """
+        options = _UprobeOptions(sz=ctypes.sizeof(_UprobeOptions), bpf_cookie=cookie, retprobe=at_return)
+        return Link(
+            library().bpf_program__attach_uprobe_opts(
+                self.handle, pid, os.fsencode(path), offset, ctypes.byref(options)
+            )
+        )
+
+    def attach_uprobes(
+        self, path: str, offsets: Sequence[int], *, pid: int = -1, at_return: bool = False
+    ) -> Link:
+        """Attaches it to many offsets at once (uprobe.multi, Linux 6.6); the cookies are 0, 1, 2..."""
+        many = len(offsets)
+        places, cookies = (c_ulong * many)(*offsets), (c_uint64 * many)(*range(many))
+        options = _MultiUprobeOptions(
+            sz=ctypes.sizeof(_MultiUprobeOptions),
+            offsets=ctypes.cast(places, c_void_p),
+            cookies=ctypes.cast(cookies, c_void_p),
+            cnt=many,
+            retprobe=at_return,
+        )
+        return Link(
+            library().bpf_program__attach_uprobe_multi(
+                self.handle, pid, os.fsencode(path), None, ctypes.byref(options)
+            )
+        )
+
+    def attach_usdt(self, path: str, provider: str, name: str, *, pid: int = -1) -> Link:
+        """Attaches it to a USDT probe of a file, wherever that has it; counts up its semaphore."""
+        return Link(
+            library().bpf_program__attach_usdt(
+                self.handle, pid, os.fsencode(path), provider.encode(), name.encode(), None
+            )
+        )
+
+
+class _ProbeOptions(ctypes.Structure):
+    """struct bpf_kprobe_opts of libbpf.h."""
+
+    _fields_ = [
+        ("sz", c_size_t),
+        ("bpf_cookie", c_uint64),
+        ("offset", c_size_t),
+        ("retprobe", c_bool),
+    ]
+
+
+class _UprobeOptions(ctypes.Structure):
+    """The start of struct bpf_uprobe_opts of libbpf.h."""
+
+    _fields_ = [
+        ("sz", c_size_t),
+        ("ref_ctr_offset", c_size_t),
+        ("bpf_cookie", c_uint64),
+        ("retprobe", c_bool),
+    ]
+
+
+class _MultiKprobeOptions(ctypes.Structure):
+    """The start of struct bpf_kprobe_multi_opts of libbpf.h."""
+
+    _fields_ = [
+        ("sz", c_size_t),
+        ("syms", c_void_p),
+        ("addrs", c_void_p),
+        ("cookies", c_void_p),
+        ("cnt", c_size_t),
+        ("retprobe", c_bool),
+    ]
+
+
+class _MultiUprobeOptions(ctypes.Structure):
+    """struct bpf_uprobe_multi_opts of libbpf.h."""
+
+    _fields_ = [
+        ("sz", c_size_t),
+        ("syms", c_void_p),
+        ("offsets", c_void_p),
+        ("ref_ctr_offsets", c_void_p),
+        ("cookies", c_void_p),
+        ("cnt", c_size_t),
+        ("retprobe", c_bool),
+    ]
 
 
 class Link(Resource):
