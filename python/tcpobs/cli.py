@@ -6,7 +6,7 @@ import argparse
 import os
 import sys
 
-from tcpobs.errors import HostError, TcpobsError
+from tcpobs.errors import HostError, TcpobsError, UsageError
 from tcpobs.libbpf.errors import LibbpfError, LibraryMissing
 
 TYPE_CHECKING = False
@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 TOOLS = {
     "states": "every TCP state change, with the time spent in the old state",
     "life": "every TCP session that ends: owner, addresses, bytes, duration",
+    "argdist": "what any function is called with, and what it returns",
     "doctor": "what this host can do, and what to do about the rest",
 }
 
@@ -68,6 +69,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return _fail(f"{error}; install tcpobs again, or point TCPOBS_LIBBPF to another one")
     except HostError as error:
         return _fail(f"{error} (`tcpobs doctor` says more)")
+    except UsageError as error:
+        return _fail(str(error), 2)
     except (TcpobsError, LibbpfError) as error:
         return _fail(str(error))
     except KeyboardInterrupt:
@@ -105,6 +108,6 @@ def _module(tool: str) -> ModuleType:
     return import_module(f"tcpobs.tools.{tool}")
 
 
-def _fail(message: str) -> int:
+def _fail(message: str, status: int = 1) -> int:
     print(f"tcpobs: {message}", file=sys.stderr)
-    return 1
+    return status

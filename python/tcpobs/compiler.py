@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import glob
 import os
-import re
 import shutil
-import sys
+from contextlib import suppress
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -27,15 +25,18 @@ def find() -> Sequence[str] | None:
         return [on_path]
     from importlib.util import find_spec
 
-    return [sys.executable, "-m", "ziglang", "clang"] if find_spec("ziglang") else None
+    # Not `python -m ziglang`: that would take a module of the current folder first.
+    package = find_spec("ziglang")
+    zig = os.path.join(os.path.dirname(package.origin), "zig") if package and package.origin else ""
+    return [zig, "clang"] if os.access(zig, os.X_OK) else None
 
 
 def _newest() -> str | None:
     """The clang-N of the highest N."""
-    found = [
-        path
-        for folder in os.get_exec_path()
-        for path in glob.glob(f"{glob.escape(folder)}/clang-*")
-        if re.search(r"/clang-\d+$", path) and os.access(path, os.X_OK)
-    ]
+    found = []
+    for folder in os.get_exec_path():
+        with suppress(OSError):
+            names = [name for name in os.listdir(folder) if name.startswith("clang-")]
+            found += [f"{folder}/{name}" for name in names if name[6:].isdecimal()]
+    found = [path for path in found if os.access(path, os.X_OK)]
     return max(found, key=lambda path: int(path.rpartition("-")[2]), default=None)

@@ -12,3 +12,7 @@ class HostError(TcpobsError):
         super().__init__(f"{cause}: {remedy}")
         self.cause = cause
         self.remedy = remedy
+
+
+class UsageError(TcpobsError):
+    """A wrong call: exit status 2."""

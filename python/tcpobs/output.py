@@ -16,6 +16,7 @@ class Output:
         if sys.stdout is None:
             raise TcpobsError("standard output is closed")
         self.fd = sys.stdout.fileno()
+        self.isatty = sys.stdout.isatty()
         self._encoding = sys.stdout.encoding
 
     def write(self, text: str) -> None:

@@ -49,14 +49,17 @@ _PR_SET_NO_NEW_PRIVS = 38
 _VERSION_3 = 0x20080522  # _LINUX_CAPABILITY_VERSION_3: two words for each set
 
 
-def give_up() -> None:
-    """Gives up every capability, for good: what it executes from now on gets none either.
+def give_up(*but: Capability) -> None:
+    """Gives up every capability `but` these, for good: what it executes from now on gets none at all.
 
-    This thread's effective, permitted and inheritable sets become empty (capset(2)), and with them the
+    This thread's effective, permitted and inheritable sets are set (capset(2)), and with them the
     ambient one; no_new_privs (prctl(2)) keeps it so. Open files, maps and attached programs stay usable.
     """
+    kept = effective() & sum(1 << capability for capability in but)
+    low, high = kept & 0xFFFFFFFF, kept >> 32
     libc = ctypes.CDLL(None, use_errno=True)
     header = (ctypes.c_uint32 * 2)(_VERSION_3, 0)
-    nothing = (ctypes.c_uint32 * 6)()
-    if libc.prctl(_PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0) or libc.capset(header, nothing):
+    # struct __user_cap_data_struct, twice: effective, permitted, inheritable
+    sets = (ctypes.c_uint32 * 6)(low, low, 0, high, high, 0)
+    if libc.prctl(_PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0) or libc.capset(header, sets):
         raise TcpobsError(f"capabilities cannot be given up: {os.strerror(ctypes.get_errno())}")

@@ -47,6 +47,9 @@ It tries each mechanism by loading and attaching a program, and detaches it at o
 0 when `states` and `life` can run, else 1. Without root it says what it could not look at."""
 
 
+UPROBES = "/sys/bus/event_source/devices/uprobe"
+
+
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Its flags."""
     parser.epilog = EXAMPLES
@@ -66,10 +69,11 @@ def run(arguments: argparse.Namespace) -> int:
         _libbpf(),
         _capabilities(),
         *_mechanisms(arguments.btf),
+        _user_functions(),
         _compiler(),
         _journal(),
         *tools,
-        Finding("while running", None, "no capability is kept once everything is attached", ""),
+        Finding("while running", None, "no capability is kept once all is attached; by argdist, CAP_BPF", ""),
     ]
     with suppress(BrokenPipeError):  # the status says it, too
         output.write(_as_json(able, findings) if arguments.json else _as_text(findings))
@@ -232,6 +236,14 @@ def _tried(start: Callable[[], Events[Any]]) -> tuple[bool, str, str]:
 # ---- what else tools use
 
 
+def _user_functions() -> Finding:
+    name = "user functions"
+    if os.path.exists(UPROBES):
+        return Finding(name, True, "argdist probes libraries, programs and USDT by uprobes", "")
+    cause = "this kernel has no uprobes (CONFIG_UPROBES)"
+    return Finding(name, False, cause, "argdist sees functions of the kernel and tracepoints only")
+
+
 def _compiler() -> Finding:
     found = compiler.find()
     if found:
@@ -239,7 +251,7 @@ def _compiler() -> Finding:
     return Finding(
         "compiler",
         False,
-        "none; `states` and `life` need none, argdist will",
+        "none; only argdist needs one",
         "install clang or the Python package ziglang, or set TCPOBS_CLANG",
     )
 

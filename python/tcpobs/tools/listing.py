@@ -50,7 +50,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     family = parser.add_mutually_exclusive_group()
     family.add_argument("-4", "--ipv4", action="store_true", help="only IPv4")
     family.add_argument("-6", "--ipv6", action="store_true", help="only IPv6")
-    add("-d", "--duration", type=_seconds, metavar="SECONDS", help="end after this time")
+    add("-d", "--duration", type=seconds, metavar="SECONDS", help="end after this time")
     add(
         "--buffer-size",
         type=_size,
@@ -111,7 +111,7 @@ def run(
         from tcpobs.libbpf.library import show_messages
 
         show_messages()
-    stopping = _Stopping()
+    stopping = Stopping()
     output = Output()
     clock = Clock()
     with start() as trace:
@@ -150,7 +150,7 @@ def _tell(losses: events.Losses, told: events.Losses) -> events.Losses:
 _STOPS = (signal.SIGINT, signal.SIGTERM)
 
 
-class _Stopping:
+class Stopping:
     """SIGINT and SIGTERM, from the start on: what comes before there is something to stop is kept.
 
     A second one ends the process at once, should it be stuck in a write that nobody reads.
@@ -208,14 +208,15 @@ def _ports(text: str) -> list[int]:
     return ports
 
 
-def _seconds(text: str) -> float:
+def seconds(text: str) -> float:
+    """A time in seconds, for argparse."""
     try:
-        seconds = float(text)
+        number = float(text)
     except ValueError:
-        seconds = 0
-    if not 0 < seconds < float("inf"):
+        number = 0
+    if not 0 < number < float("inf"):
         raise argparse.ArgumentTypeError(f"{text!r} is not a number of seconds above 0")
-    return seconds
+    return number
 
 
 def _size(text: str) -> int:
