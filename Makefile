@@ -81,30 +81,49 @@ SOURCES := $(wildcard bpf/*.[ch]) bpf/LICENSE
 $(OBJECTS)/source: $(SOURCES)
 	@rm -rf $@ && mkdir -p $@ && cp $(SOURCES) $@
 
+# And libbpf's headers, for the programs that argdist makes; of their 190 KB of comments whose they are.
+HEADERS := bpf_core_read.h bpf_endian.h bpf_helper_defs.h bpf_helpers.h bpf_tracing.h usdt.bpf.h
+$(OBJECTS)/include: build/source.stamp packaging/include/linux/errno.h Makefile
+	@rm -rf $@ && mkdir -p $@/bpf $@/linux
+	@cp build/source/libbpf/LICENSE build/source/libbpf/LICENSE.BSD-2-Clause $@/bpf
+	@for header in $(HEADERS); do perl -0pe 's{(/\*.*?\*/)}{my $$c = $$1; $$c =~ /SPDX|Copyright/ ? $$c : ""}ges' \
+		build/include/bpf/$$header | cat -s >$@/bpf/$$header; done
+	@cp packaging/include/linux/errno.h $@/linux
+	@touch $@
+
 # ---- tcpobs itself
 
 build: $(VENV)/bin/tcpobs ## .venv/bin/tcpobs, ready to run
 
-$(VENV)/bin/tcpobs: $(PACKAGE)/_lib/libbpf.so.1 $(ALL_OBJECTS) $(OBJECTS)/source pyproject.toml $(VENV)/build.stamp
+$(VENV)/bin/tcpobs: $(PACKAGE)/_lib/libbpf.so.1 $(ALL_OBJECTS) $(OBJECTS)/source $(OBJECTS)/include pyproject.toml \
+		$(VENV)/build.stamp
 	@$(PYTHON) -m pip install --quiet --no-build-isolation --no-deps --editable .
 	@touch $@
 
 # The version is in the wheel's name, so a stamp stands for it.
-build/wheel-%.stamp: build/libbpf/%/libbpf.so.1 $(ALL_OBJECTS) $(OBJECTS)/source $(shell find python -name '*.py') packaging/wheel.py \
-		packaging/libbpf/NOTICE pyproject.toml README.md
+build/wheel-%.stamp: build/libbpf/%/libbpf.so.1 $(ALL_OBJECTS) $(OBJECTS)/source $(OBJECTS)/include \
+		$(shell find python -name '*.py') packaging/wheel.py packaging/libbpf/NOTICE pyproject.toml README.md
 	@rm -f dist/*$(if $(findstring musl,$*),musl,many)linux*$(firstword $(subst -, ,$*)).whl
 	@TCPOBS_TARGET=$* $(PYTHON) -m pip wheel --quiet --no-build-isolation --no-deps --wheel-dir dist .
 	@touch $@
 
-wheel: $(TARGETS:%=build/wheel-%.stamp) ## the four wheels, into dist/
+wheel: $(TARGETS:%=build/wheel-%.stamp) build/dependencies.stamp ## the four wheels, into dist/
 	@test $$(ls dist/*.whl | wc -l) = $(words $(TARGETS)) || { rm -f build/wheel-*.stamp; \
 		echo "dist/ was changed: run it again" >&2; exit 1; }
 	@ls -l dist/*.whl | awk '{ print $$5, $$9 }'
 
+# What they depend on, for any Python that they are for.
+build/dependencies.stamp: pyproject.toml $(VENV)/build.stamp
+	@rm -rf build/dependencies
+	@$(PYTHON) -m pip download --quiet --no-deps --python-version 3.9 --only-binary=:all: --dest build/dependencies \
+		--group dependencies
+	@touch $@
+
 # The wheel in an environment of its own, as a user has it.
-build/installed.stamp: build/wheel-$(HERE).stamp
+build/installed.stamp: build/wheel-$(HERE).stamp build/dependencies.stamp
 	@rm -rf build/installed && $(PYTHON3) -m venv build/installed
-	@build/installed/bin/pip install --quiet --no-index dist/tcpobs-*manylinux*_$(MACHINE).whl
+	@build/installed/bin/pip install --quiet --no-index --find-links build/dependencies \
+		dist/tcpobs-*manylinux*_$(MACHINE).whl
 	@touch $@
 
 demo: build/installed.stamp ## build and install the wheel, then watch real sessions with it
@@ -114,7 +133,7 @@ check: $(VENV)/dev.stamp $(VENV)/bin/tcpobs ## ruff, mypy, clang-format
 	@$(VENV)/bin/ruff check --quiet .
 	@$(VENV)/bin/ruff format --quiet --check .
 	@$(VENV)/bin/mypy
-	@$(VENV)/bin/clang-format --dry-run --Werror bpf/*.[ch] bench/*.c tests/wheel/*.c
+	@$(VENV)/bin/clang-format --dry-run --Werror bpf/*.[ch] bench/*.c tests/wheel/*.c tests/live/argdist/*.c
 
 test: $(VENV)/dev.stamp $(VENV)/bin/tcpobs wheel check ## everything is checked and tested, here and on other kernels
 	@$(VENV)/bin/pytest

@@ -39,7 +39,8 @@ class WheelHook(BuildHookInterface[Any]):
             for name in names:
                 include[f"build/source/{package}/{name}"] = f"tcpobs/_lib/licenses/{package}/{name}"
         objects = root / "python/tcpobs/_objects"
-        for path in sorted([*objects.glob("source/*"), *objects.glob(f"{machine}/*.bpf.o")]):
+        patterns = ("source/*", "include/*/*", f"{machine}/*.bpf.o")
+        for path in sorted(path for pattern in patterns for path in objects.glob(pattern)):
             include[str(path.relative_to(root))] = f"tcpobs/_objects/{path.relative_to(objects)}"
         build_data["force_include"].update({str(root / path): to for path, to in include.items()})
         build_data["pure_python"] = False
