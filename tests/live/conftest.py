@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
+from live import asking
 from live.tcp import ALL_WAYS, WAYS, limit
 
 if TYPE_CHECKING:
@@ -37,6 +38,16 @@ def limits(record_testsuite_property: Callable[[str, object], None]) -> None:
     for way in ALL_WAYS:
         if limit(way):
             record_testsuite_property(f"limit {'-'.join(way)}", limit(way))
+    for name, cause in asking.LIMITS.items():
+        record_testsuite_property(f"limit {name}", cause)
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Leaves out the tests that this kernel is named to be too limited for."""
+    limited = [item for item in items if {item.path.stem, item.name.partition("[")[0]} & asking.LIMITS.keys()]
+    if limited:
+        config.hook.pytest_deselected(items=limited)
+        items[:] = [item for item in items if item not in limited]
 
 
 @pytest.fixture(scope="session", autouse=True)

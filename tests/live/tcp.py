@@ -154,9 +154,9 @@ def _sockets(port: int) -> Iterator[str]:
                     yield line
 
 
-def wait(condition: Callable[[], bool]) -> None:
+def wait(condition: Callable[[], bool], seconds: float = DEADLINE) -> None:
     """Waits for a condition; fails when it does not come."""
-    end = time.monotonic() + DEADLINE
+    end = time.monotonic() + seconds
     while not condition():
         assert time.monotonic() < end, "the condition did not come true"
         time.sleep(0.005)

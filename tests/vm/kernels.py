@@ -4,9 +4,13 @@ from __future__ import annotations
 
 import os
 import re
+import struct
 import subprocess
+from io import BytesIO
 from pathlib import Path
 from typing import NamedTuple
+
+from elftools.elf.elffile import ELFFile
 
 from vm.packages import BUILD, Package, PackageError, Suite
 
@@ -57,6 +61,11 @@ class Kernel(NamedTuple):
         """Its headers, unpacked, once `headers` has fetched them."""
         return self.folder / "headers"
 
+    @property
+    def types(self) -> Path:
+        """Its BTF, once `types` has taken it out of the image."""
+        return self.folder / "btf"
+
 
 def lines() -> list[Line]:
     """The list, as it is written."""
@@ -102,6 +111,28 @@ def headers(line: Line, kernel: Kernel) -> None:
     unfinished = _unfinished(kernel.headers)
     suite.unpack([own, *(suite.newest(re.escape(name)) for name in names)], unfinished)
     unfinished.rename(kernel.headers)
+
+
+def types(kernel: Kernel) -> None:
+    """Takes the BTF out of an x86 kernel's image, unless that was done before."""
+    if kernel.types.exists():
+        return
+    image = kernel.image.read_bytes()
+    # Documentation/arch/x86/boot.rst: the sectors of the setup, and where in what follows the kernel is.
+    start, length = struct.unpack_from("=II", image, 0x248)
+    start += (image[0x1F1] + 1) * 512
+    section = ELFFile(BytesIO(_unpacked(image[start : start + length]))).get_section_by_name(".BTF")
+    if not section:
+        raise PackageError(f"{kernel.image} has no BTF")
+    unfinished = kernel.types.with_suffix(".new")
+    unfinished.write_bytes(section.data())
+    unfinished.rename(kernel.types)
+
+
+def _unpacked(packed: bytes) -> bytes:
+    """What Debian's kernels are packed with; the size is behind it."""
+    tool = "lz4" if packed.startswith(b"\x02\x21\x4c\x18") else "zstd"
+    return subprocess.run([tool, "-dcq"], input=packed[:-4], capture_output=True, check=True).stdout
 
 
 def _unfinished(folder: Path) -> Path:

@@ -45,7 +45,8 @@ LIVE = {
     "amd64": "python=.venv/bin/python",
     # As a user has it: the wheel, installed there.
     "arm64": f"python=/{roots.ENVIRONMENT}/bin/python3\n"
-    "$python -m pip install --quiet --no-index --no-deps dist/tcpobs-*manylinux*_aarch64.whl >&2 || exit",
+    "$python -m pip install --quiet --no-compile --no-index --find-links build/dependencies"
+    " dist/tcpobs-*manylinux*_aarch64.whl >&2 || exit",
 }
 BCC = """\
 ln -sfn "$PWD/{headers}"/usr/src/* /usr/src/ && ln -sfn "$PWD/{headers}"/usr/lib/linux-kbuild-* /usr/lib/ &&
@@ -109,6 +110,7 @@ def _tested(
         with _FETCHING:
             kernel = kernels.find(line)
             before, root = prepare(kernel) if kernel else ("", Path("/"))
+            _other_types(line)
         if not kernel:
             outcome.absent = f"{line.suite} has no release candidate now"
             print(f"{about}: {outcome.absent}", flush=True)
@@ -134,6 +136,15 @@ def _tested(
     return outcome
 
 
+def _other_types(line: kernels.Line) -> None:
+    """Has the types of the kernel whose objects are tried on this one (live.asking.OTHER_TYPES)."""
+    if line.architecture == "amd64":
+        other = "6.12" if line.name == "5.10" else "5.10"
+        found = kernels.find(next(each for each in kernels.lines() if each.name == other))
+        if found:
+            kernels.types(found)
+
+
 def _read(outcome: Outcome, junit: str) -> None:
     """Counts the tests of a junit report by what they are about (see _subjects)."""
     suite = next(ElementTree.fromstring(junit).iter("testsuite"))
@@ -152,6 +163,11 @@ SUBJECTS = {
     **WAYS,
     "test_types_from_a_file": "types from a file (`--btf`)",
     "test_fields": "kernel fields, each where this kernel has it",
+    "argdist-fentry": "argdist: kernel functions by fentry and fexit",
+    "argdist-kprobe": "argdist: kernel functions by kprobe and kretprobe",
+    "test_argdist_kernel": "argdist: all of kernel functions and their errors",
+    "test_object_of_another_kernel": "argdist: objects compiled for another kernel",
+    "test_argdist": "argdist: user functions and events",
     "test_privileges": "least privilege, and giving it up",
     "test_doctor": "`tcpobs doctor`",
     "test_command": "the command: output, ends, errors",
@@ -165,7 +181,8 @@ SUBJECTS = {
 
 def _subjects(module: str, test: str) -> list[str]:
     way = next((way for way in WAYS if f"{way}]" in test or f"{way}-" in test), None)
-    names = [way, test.partition("[")[0], module.rpartition(".")[2]]
+    name, _, variant = test.rstrip("]").partition("[")
+    names = [way, variant, name, module.rpartition(".")[2]]
     return [name for name in names if name in SUBJECTS and name]
 
 
@@ -176,7 +193,7 @@ def _cell(outcome: Outcome, subject: str) -> str:
     if failed:
         return f"**{failed} of {failed + passed} failed**"
     limit = outcome.properties.get(f"limit {subject}")
-    if limit:
+    if limit and not passed:
         return f"no: {limit}"
     return str(passed) if passed else "**none**"
 

@@ -150,14 +150,20 @@ def _converse(family: socket.AddressFamily, address: str) -> Ends:
 
 @pytest.fixture(scope="module")
 def root(
-    bullseye_root: Path, wheels: Mapping[tuple[str, str], Wheel], tmp_path_factory: pytest.TempPathFactory
+    bullseye_root: Path,
+    checkout: Path,
+    wheels: Mapping[tuple[str, str], Wheel],
+    tmp_path_factory: pytest.TempPathFactory,
 ) -> Root:
-    """The root, with the wheel installed by its own pip and no index."""
+    """The root, with the wheel and what it depends on installed by its own pip and no index."""
     root = Root(bullseye_root, tmp_path_factory.mktemp("bullseye"))
     wheel = wheels["manylinux", MACHINE].path
-    (root.folder / wheel.name).write_bytes(wheel.read_bytes())
+    for path in (wheel, *(checkout / "build/dependencies").glob("*.whl")):
+        (root.folder / path.name).write_bytes(path.read_bytes())
     root.run("python3", "-m", "venv", "/mnt/venv")
-    root.run("/mnt/venv/bin/pip", "--quiet", "install", "--no-index", f"/mnt/{wheel.name}")
+    root.run(
+        "/mnt/venv/bin/pip", "--quiet", "install", "--no-index", "--find-links=/mnt", f"/mnt/{wheel.name}"
+    )
     return root
 
 
