@@ -13,30 +13,38 @@ import pty
 import re
 import select
 import shutil
-import signal
 import subprocess
-import sys
 import time
 from collections import Counter
-from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from statistics import median
 from typing import TYPE_CHECKING
 
+import argdist
 import tcpobs
+from measuring import (
+    BUILD,
+    HERE,
+    TCPOBS,
+    fd_infos,
+    finish,
+    megabytes,
+    progress,
+    said,
+    spread,
+    tracefs,
+    wait_until,
+)
 from tcpobs.libbpf import RunStatistics, library
 from vm import kernels, matrix
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Sequence
+    from collections.abc import Sequence
 
 CONNECTIONS = 20_000
 RUNS = 5
 STARTS = 20
-HERE = Path(__file__).parent
-BUILD = HERE.parent / "build" / "bench"
-TCPOBS = Path("build/installed/bin/tcpobs").resolve()  # the wheel, as users have it
 
 
 @dataclass
@@ -90,46 +98,6 @@ def peer(name: str, columns: tuple[int, int]) -> Tool | None:
 
 
 # ---- running
-
-
-def wait_until(condition: Callable[[], object], what: str, seconds: float = 10.0) -> None:
-    """Returns when `condition` holds. Raises TimeoutError."""
-    end = time.monotonic() + seconds
-    while not condition():
-        if time.monotonic() > end:
-            raise TimeoutError(f"waited {seconds:.0f} s for {what}")
-        time.sleep(0.005)
-
-
-def finish(process: subprocess.Popen[bytes], name: str, log: Path) -> float:
-    """Stops the tool as Ctrl-C would; returns its CPU seconds. Raises RuntimeError if it failed."""
-    process.send_signal(signal.SIGINT)
-    ended: list[tuple[int, float]] = []
-
-    def has_ended() -> bool:
-        pid, status, usage = os.wait4(process.pid, os.WNOHANG)
-        if pid:
-            ended.append((status, usage.ru_utime + usage.ru_stime))
-        return bool(pid)
-
-    wait_until(has_ended, f"{name} to end")
-    [(status, cpu)] = ended
-    process.returncode = os.waitstatus_to_exitcode(status)
-    if process.returncode:
-        raise RuntimeError(f"{name} ended with {process.returncode}: {log.read_text().strip()}")
-    return cpu
-
-
-def fd_infos(pid: int) -> list[dict[str, str]]:
-    """/proc/PID/fdinfo of all its file descriptors."""
-    infos = []
-    for path in Path(f"/proc/{pid}/fdinfo").iterdir():
-        try:
-            lines = path.read_text().splitlines()
-        except FileNotFoundError:  # closed meanwhile
-            continue
-        infos.append({name: value.strip() for name, _, value in (line.partition(":") for line in lines)})
-    return infos
 
 
 def is_ready(process: subprocess.Popen[bytes], name: str, log: Path) -> bool:
@@ -198,13 +166,6 @@ def count(path: Path, columns: tuple[int, int]) -> int:
     return ports.most_common(1)[0][1]
 
 
-def megabytes(status: str, name: str) -> float:
-    """A figure of /proc/PID/status."""
-    found = re.search(rf"{name}:\s+(\d+) kB", status)
-    assert found
-    return int(found[1]) * 1024 / 1e6
-
-
 def start_up(tool: Tool) -> float:
     """Milliseconds from before the fork to the header, read from a terminal."""
     log = BUILD / "log"
@@ -234,12 +195,6 @@ def start_up(tool: Tool) -> float:
 # ---- the report
 
 
-def spread(values: Sequence[float], digits: int = 0) -> str:
-    """The median, and from what to what."""
-    middle, low, high = (f"{value:,.{digits}f}" for value in (median(values), min(values), max(values)))
-    return middle if low == high else f"{middle} ({low}-{high})"
-
-
 def compared(
     what: str, tool: Tool, other: Tool | None, figure: str, unit: str, times: float, digits: int = 0
 ) -> list[str]:
@@ -254,11 +209,6 @@ def compared(
         f"at most {times} times",
         said(None if ratio is None else ratio <= times),
     ]
-
-
-def said(reached: bool | None) -> str:
-    """For the last column."""
-    return "not measured" if reached is None else "yes" if reached else "**no**"
 
 
 def seen(tool: Tool) -> str:
@@ -328,16 +278,20 @@ def beside_bcc() -> str:
     if not outcome.good:
         raise RuntimeError(f"tests/bcc failed on {line.name}: {outcome.error}")
     rows = [["what", "tcpobs", "BCC", "reach", "reached"], ["---"] * 5]
-    for tool in ("states", "life"):
-        for figure, text, unit, times in (
-            ("header_seconds", "start to header", "s", 20),
-            ("resident_mb", "resident then, peak", "MB", 5),
-        ):
+    header, resident = ("header_seconds", "start to header"), ("resident_mb", "resident then, peak")
+    armed = "output_seconds", "start to armed"
+    for tool, peer, figures in (
+        ("states", "tcpstates", ((*header, "s", 20), (*resident, "MB", 5))),
+        ("life", "tcplife", ((*header, "s", 20), (*resident, "MB", 5))),
+        ("argdist_cold", "argdist", ((*armed, "s", 5), (*resident, "MB", 5))),
+        ("argdist_cached", "argdist", ((*armed, "s", 5), (*resident, "MB", 5))),
+    ):
+        for figure, text, unit, times in figures:
             ours = float(outcome.properties[f"tcpobs_{tool}_{figure}"])
-            theirs = float(outcome.properties[f"bcc_tcp{tool}_{figure}"])
+            theirs = float(outcome.properties[f"bcc_{peer}_{figure}"])
             rows.append(
                 [
-                    f"tcpobs {tool}: {text}",
+                    f"tcpobs {tool.replace('_', ', ')}: {text}",
                     f"{ours} {unit}, 1/{theirs / ours:.0f}",
                     f"{theirs} {unit}",
                     f"at most 1/{times}",
@@ -348,8 +302,10 @@ def beside_bcc() -> str:
     return f"""
 ## Beside BCC
 
-In the VM with Linux {outcome.release} and one emulated CPU where `tests/bcc` compares their rows. BCC's two
-tools start there once, together, and compile their programs; ours start one by one, three times, after that.
+In the VM with Linux {outcome.release} and one emulated CPU where `tests/bcc` compares their rows. BCC's
+tcpstates and tcplife start there once, together, and compile their programs; ours start one by one, three
+times, after that. The argdists start with the same questions about a function of the kernel and one of libc,
+ours with an empty cache and then from it; armed is a second, their interval, before their first output.
 
 {table}"""
 
@@ -386,24 +342,6 @@ def cpu_times() -> list[int]:
         return list(map(int, file.readline().split()[1:9]))
 
 
-def progress(text: str) -> None:
-    """Shows what is being done, on a terminal."""
-    if sys.stderr.isatty():
-        print(f"\r\x1b[K{text}", end="", file=sys.stderr, flush=True)
-
-
-@contextmanager
-def tracefs() -> Iterator[None]:
-    """The peers' tracepoints need it: mounted meanwhile, if nobody has."""
-    place = "/sys/kernel/tracing"
-    mounted = Path(place, "events").exists()
-    if not mounted:
-        subprocess.run(["mount", "-t", "tracefs", "tracefs", place], check=True)
-    yield
-    if not mounted:
-        subprocess.run(["umount", place], check=True)
-
-
 def main() -> None:
     """Measures everything and writes the report."""
     BUILD.mkdir(parents=True, exist_ok=True)
@@ -414,6 +352,7 @@ def main() -> None:
     all_pairs = pairs()
     tools = [tool for pair in all_pairs for tool in (pair.ours, pair.peer) if tool]
     with tracefs():
+        beside_bpftrace = argdist.section()
         for number in range(STARTS):
             for tool in tools:
                 progress(f"start {number + 1} of {STARTS}: {tool.name}")
@@ -428,7 +367,8 @@ def main() -> None:
     lines = [["what", "tcpobs", "libbpf-tools", "reach", "reached"], ["---"] * 5]
     lines += [line for pair in all_pairs for line in lines_of(pair)]
     lines.append(wheel_line())
-    table = "".join(f"| {' | '.join(line)} |\n" for line in lines) + beside_bcc()
+    table = "".join(f"| {' | '.join(line)} |\n" for line in lines)
+    table += beside_bpftrace + beside_bcc()
     print(table, end="")
     (HERE / "results.md").write_text(intro(all_pairs, passed[7] / sum(passed)) + table)
 
