@@ -595,7 +595,7 @@ def test_located_text_and_arrays(tmp_path: Path) -> None:
                 file.write(name)
 
     with open("/proc/thread-self/comm") as file:
-        before = file.read()
+        before = file.read().rstrip("\n")
     ours = f"args->pid == {threading.get_native_id()}"
     answer = ask(
         work,

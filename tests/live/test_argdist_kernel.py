@@ -104,6 +104,23 @@ def waiting(work: Callable[[], object]) -> Iterator[tuple[str, Callable[[], None
         go()
 
 
+def ask_in_full(work: Callable[[], object], *arguments: str) -> tuple[Answer, str]:
+    """Asks about a process that works: an answer from which nothing is missing, and its PID.
+
+    A preemptible kernel leaves the programs of fentry while they run, and skips them for others then. It says
+    so; here it is asked again.
+    """
+    for _ in range(5):
+        with waiting(work) as (pid, go):
+            answer = ask(go, "-p", pid, *arguments)
+        lost = [answer.lost(number) for number in range(answer.many)]
+        if not any(lost):
+            break
+        assert all(losses.keys() <= {"skipped"} for losses in lost)
+    assert not any(lost)
+    return answer, pid
+
+
 def send(pair: Pair) -> None:
     """Sends, and has it received."""
     for size in SENT:
@@ -156,15 +173,13 @@ def test_arguments(hook: list[str], kmalloc: str, pair: Pair) -> None:
     specifiers = [word for text in asked for word in ("-C", text)]
     specifiers += ["-H", f"p::{kmalloc}(u64 size):u64:size:size == {RING}"]
     try:
-        with waiting(work) as (pid, go):
-            answer = ask(go, "-p", pid, *hook, *gfp_atomic(), *specifiers)
+        answer, _ = ask_in_full(work, *hook, *gfp_atomic(), *specifiers)
     finally:
         file.unlink()
         os.close(reader)
         os.close(writer)
     assert {text: answer.counts(number) for number, text in enumerate(asked)} == asked
     assert answer.buckets(len(asked)) == {(2048, 4095): RESIZED}
-    assert not any(answer.lost(number) for number in range(len(asked)))
 
 
 def sizeof(struct: str) -> int:
@@ -213,9 +228,7 @@ def test_returns(hook: list[str], kmalloc: str, pair: Pair) -> None:
     others = ["r::vfs_read():u32:$PID:$latency > 100000", "r::vfs_read():char*:$COMM:$latency > 100000"]
     specifiers = [word for text in (*asked, *others) for word in ("-C", text)]
     specifiers += [word for text in histograms for word in ("-H", text)]
-    with waiting(work) as (pid, go):
-        answer = ask(go, "-p", pid, *hook, *specifiers)
-    assert [answer.lost(number) for number in range(answer.many)] == [{}] * answer.many
+    answer, pid = ask_in_full(work, *hook, *specifiers)
     for ends in (*pipes, (reader, writer)):
         for end in ends:
             os.close(end)
@@ -259,13 +272,12 @@ def test_recursion(hook: list[str], stacked: Path) -> None:
         for number in range(CHANGED):
             os.chmod(stacked, 0o600 + number)
 
-    with waiting(work) as (pid, go):
-        answer = ask(
-            go,
-            *("-p", pid, *hook),
-            *("-C", "r::notify_change():char*,u64:$entry(dentry)->d_sb->s_type->name,$latency"),
-            *("-C", "r::notify_change():int:$retval"),
-        )
+    answer, _ = ask_in_full(
+        work,
+        *hook,
+        *("-C", "r::notify_change():char*,u64:$entry(dentry)->d_sb->s_type->name,$latency"),
+        *("-C", "r::notify_change():int:$retval"),
+    )
     calls: Counter[object] = Counter()
     ns: Counter[object] = Counter()
     for (name, latency), count in answer.counts().items():
@@ -275,7 +287,6 @@ def test_recursion(hook: list[str], stacked: Path) -> None:
     assert calls == {"overlay": CHANGED, "tmpfs": CHANGED}
     assert ns["overlay"] > ns["tmpfs"]
     assert answer.ones(1) == {0: 2 * CHANGED}
-    assert answer.lost() == {}
 
 
 @pytest.fixture

@@ -134,9 +134,12 @@ class Program(Handle):
     def attach_kprobes(self, functions: Sequence[str], *, at_return: bool = False) -> Link:
         """Attaches it to many kernel functions at once (kprobe.multi, Linux 5.18)."""
         names = (c_char_p * len(functions))(*map(str.encode, functions))
+        # Linux 6.18 crashes without cookies, when somebody reads the link's fdinfo in /proc.
+        cookies = (c_uint64 * len(functions))()
         options = _MultiKprobeOptions(
             sz=ctypes.sizeof(_MultiKprobeOptions),
             syms=ctypes.cast(names, c_void_p),
+            cookies=ctypes.cast(cookies, c_void_p),
             cnt=len(functions),
             retprobe=at_return,
         )
