@@ -5,6 +5,7 @@ Not every kernel has kprobes, and the build machine's has not: `make test-vm` ru
 
 from __future__ import annotations
 
+import ctypes
 import fcntl
 import os
 import signal
@@ -375,6 +376,26 @@ def limited() -> Iterator[None]:
     finally:
         (top / "cgroup.procs").write_text(str(os.getpid()))
         group.rmdir()
+
+
+def test_user_functions() -> None:
+    """With what each kernel has for them; all else is in test_argdist."""
+    libc = ctypes.CDLL(None)
+
+    def work() -> None:
+        for number in range(20):
+            libc.labs(ctypes.c_long(-number))
+
+    asked = {
+        "p:c:labs(long n):long:n:n < -17": {(-18,): 1, (-19,): 1},
+        "r:c:labs(long n):long,long:$retval,$entry(n)": {(number, -number): 1 for number in range(20)},
+        "r:c:labs():char:(char)($latency > 0)": {(1,): 20},
+    }
+    if "return wildcards" not in LIMITS:  # both take what a program was attached with (Linux 5.15)
+        asked["p:c:labs*()"] = {("labs",): 20}
+    with waiting(work) as (pid, go):
+        answer = ask(go, "-p", pid, *(word for text in asked for word in ("-C", text)))
+    assert {text: answer.counts(number) for number, text in enumerate(asked)} == asked
 
 
 def test_wildcards(pair: Pair) -> None:

@@ -167,7 +167,7 @@ SUBJECTS = {
     "argdist-kprobe": "argdist: kernel functions by kprobe and kretprobe",
     "test_argdist_kernel": "argdist: all of kernel functions and their errors",
     "test_object_of_another_kernel": "argdist: objects compiled for another kernel",
-    "test_argdist": "argdist: user functions and events",
+    "test_user_functions": "argdist: functions of a library",
     "test_privileges": "least privilege, and giving it up",
     "test_doctor": "`tcpobs doctor`",
     "test_command": "the command: output, ends, errors",

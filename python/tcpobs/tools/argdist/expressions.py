@@ -32,7 +32,8 @@ KERNEL, USER, EITHER, HERE = "kernel", "user", "either", "here"
 """Whose memory: the kernel's; the process's; one of the two; or the program's own, to be read as it is."""
 
 _PREFIX = "int expression(void) { return ("
-_CASTED = re.compile(r"\(\s*(?:(?:const|volatile)\s+)*([A-Za-z_]\w*)[\s*]*\)")
+# Not a call's parentheses: to look for a type in DWARF may take seconds.
+_CASTED = re.compile(r"(?<![\w$])\(\s*(?:(?:const|volatile)\s+)*([A-Za-z_]\w*)[\s*]*\)")
 _MEASURED = re.compile(r"\bsizeof\s*\(?\s*(?:(?:const|volatile)\s+)*([A-Za-z_]\w*)")
 _KEYWORDS = {"char", "short", "int", "long", "signed", "unsigned", "float", "double", "void", "_Bool"}
 _NUMBER = re.compile(r"(0[xX][0-9a-fA-F]+|0[bB][01]+|\d+)[uUlL]*")
