@@ -35,6 +35,7 @@ def asked(program: Path, **changed: object) -> Recall:
         "string_size": 80,
         "linear": None,
         "define": [],
+        "compile_only": None,
     }
     return Recall(argparse.Namespace(**{**given, "include": [], "btf": None, "pid": None, **changed}))
 
@@ -53,6 +54,7 @@ def test_object_and_plan_come_back(program: Path) -> None:
     [
         {"string_size": 81},
         {"linear": (0, 10, 1)},
+        {"compile_only": "here.o"},  # it is made for other kernels, too
         {"define": ["A=1"]},
         {"btf": "/bin/true"},
         {"include": ["stdio.h"]},

@@ -52,7 +52,7 @@ class Recall:
 
 def _inputs(arguments: argparse.Namespace) -> Iterator[str]:
     """What an object and its plan are made from, besides the compiler and what comes with tcpobs."""
-    yield repr((arguments.asked, arguments.string_size, arguments.linear))
+    yield repr((arguments.asked, arguments.string_size, arguments.linear, bool(arguments.compile_only)))
     kernel = os.uname()
     yield f"{kernel.release} {kernel.version}"
     if arguments.btf:
