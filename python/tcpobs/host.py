@@ -203,9 +203,15 @@ def tracefs() -> str | None:
     """Where tracefs is mounted, be it closed to this user or not."""
     mounts = dict(line.split()[1:3] for line in read("/proc/self/mounts").splitlines())
     for place in ("/sys/kernel/tracing", "/sys/kernel/debug/tracing"):
-        # The latter is mounted when somebody looks.
-        if mounts.get(place) == "tracefs" or os.path.exists(f"{place}/events"):
+        # The latter is mounted when somebody looks; and either may be hidden below another mount.
+        try:
+            os.stat(f"{place}/events")
             return place
+        except PermissionError:
+            if mounts.get(place) == "tracefs":
+                return place
+        except OSError:
+            continue
     return None
 
 
