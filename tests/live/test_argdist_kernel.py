@@ -35,7 +35,7 @@ SENT = [100] * 7 + [5000] * 3
 """The bytes of each send()."""
 
 OPENED, ASKED, RESIZED, CHANGED = 5, 11, 4, 6
-READERS = 1 if "test_recursion" in LIMITS else 4
+READERS = 0 if "test_recursion" in LIMITS else 4
 """How often the process opens a file, asks for its PID, resizes a pipe, changes a mode; its threads."""
 
 RING = 64 * 40
@@ -216,17 +216,20 @@ def test_returns(hook: list[str], kmalloc: str, pair: Pair) -> None:
     asked = {
         "r::tcp_sendmsg()": {(100,): 7, (5000,): 3},
         "r::tcp_sendmsg():int,size_t:$retval,$entry(size)": {(100, 100): 7, (5000, 5000): 3},
-        "r::vfs_read():s64,size_t:$retval,$entry(count):$entry(count) > 1000 && $entry(count) < 2000": {
-            (number + 1, 1001 + number): 1 for number in range(READERS)
-        },
     }
     histograms = {
         "r::tcp_sendmsg():u64:$latency": len(SENT),
         f"r::{kmalloc}(size_t size):u64:$latency/$entry(size):$entry(size)=={RING}#ns per byte": RESIZED,
-        # Those that wait, of many
-        "r::vfs_read(void *file, void *buf, size_t count):size_t:$entry(count):$latency > 1000000": READERS,
     }
-    others = ["r::vfs_read():u32:$PID:$latency > 100000", "r::vfs_read():char*:$COMM:$latency > 100000"]
+    others = []
+    if READERS:  # those that wait, of many: where a kretprobe has room for more than one
+        asked[
+            "r::vfs_read():s64,size_t:$retval,$entry(count):$entry(count) > 1000 && $entry(count) < 2000"
+        ] = {(number + 1, 1001 + number): 1 for number in range(READERS)}
+        histograms[
+            "r::vfs_read(void *file, void *buf, size_t count):size_t:$entry(count):$latency > 1000000"
+        ] = READERS
+        others = ["r::vfs_read():u32:$PID:$latency > 100000", "r::vfs_read():char*:$COMM:$latency > 100000"]
     specifiers = [word for text in (*asked, *others) for word in ("-C", text)]
     specifiers += [word for text in histograms for word in ("-H", text)]
     answer, pid = ask_in_full(work, *hook, *specifiers)
@@ -234,14 +237,15 @@ def test_returns(hook: list[str], kmalloc: str, pair: Pair) -> None:
         for end in ends:
             os.close(end)
     assert {text: answer.counts(number) for number, text in enumerate(asked)} == asked
-    pids, names = (answer.ones(len(asked) + number) for number in range(2))
-    assert list(pids) == [int(pid)]
-    assert pids[int(pid)] >= READERS
-    assert sum(names.values()) >= READERS
-    sent, allocated, read = (answer.buckets(len(asked) + 2 + number) for number in range(3))
-    assert sum(sent.values()) == len(SENT)
-    assert sum(allocated.values()) == RESIZED
-    assert read[512, 1023] == READERS
+    first = len(asked) + len(others)
+    for number, (text, calls) in enumerate(histograms.items()):
+        buckets = answer.buckets(first + number)
+        assert (buckets[512, 1023] if "count" in text else sum(buckets.values())) == calls
+    if others:
+        pids, names = (answer.ones(len(asked) + number) for number in range(2))
+        assert list(pids) == [int(pid)]
+        assert pids[int(pid)] >= READERS
+        assert sum(names.values()) >= READERS
 
 
 def read_at_once(pipes: list[tuple[int, int]]) -> None:
