@@ -203,15 +203,13 @@ def tracefs() -> str | None:
     """Where tracefs is mounted, be it closed to this user or not."""
     mounts = dict(line.split()[1:3] for line in read("/proc/self/mounts").splitlines())
     for place in ("/sys/kernel/tracing", "/sys/kernel/debug/tracing"):
-        # The latter is mounted when somebody looks; and either may be hidden below another mount.
-        try:
-            os.stat(f"{place}/events")
+        # The latter is mounted when somebody looks.
+        if os.path.exists(f"{place}/events"):
             return place
-        except PermissionError:
-            if mounts.get(place) == "tracefs":
-                return place
-        except OSError:
-            continue
+        # Closed to this user; or else hidden below another mount.
+        closed = os.path.exists(place) or not os.access(os.path.dirname(place), os.X_OK)
+        if mounts.get(place) == "tracefs" and closed:
+            return place
     return None
 
 
