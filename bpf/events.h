@@ -26,6 +26,12 @@ struct transition {
 	__u16 newstate;
 };
 
+/* What else is known of an owner. All zero where nobody is known. */
+struct identity {
+	__u32 tid; /* the task that was seen */
+	__u32 uid;
+};
+
 /* states: one change of a socket's state. */
 struct state_change {
 	__u64 skaddr;
@@ -34,9 +40,48 @@ struct state_change {
 	struct endpoints endpoints;
 	struct task current; /* on the CPU at that moment; not always the owner */
 	struct transition transition;
+	__u32 netns;
+	struct task owner; /* pid 0: nobody known, or not asked for (track_owners) */
+	struct identity identity;
+	__u64 cgroup;
 };
 
-/* life: one session that ended. */
+/* How a session went. Times in microseconds, 0 where they are not known; segments with their repetitions. */
+struct course {
+	__u64 lifetime_us; /* from the first change that was seen, and a server's from its SYN-ACK, to the end
+			    */
+	__u32 handshake_us;
+	__u32 srtt_us;
+	__u32 min_rtt_us;
+	__u32 retransmits;
+	__u32 lost;
+	__u32 segs_in;
+	__u32 segs_out;
+	__u32 delivered;
+	char congestion[16]; /* the algorithm's name */
+};
+
+enum role { ROLE_UNKNOWN, ROLE_CONNECT, ROLE_ACCEPT };
+
+/* What there was to see of a session's end; tcpobs.records.Ending makes a name of it. */
+struct ending {
+	__u16 error; /* sk_err, an errno */
+	__u8 oldstate; /* before CLOSE; the state now, of one that is open */
+	__u8 role; /* enum role */
+	__u8 open; /* it has not ended: this is how far it is */
+	__u8 existing; /* older than the trace: span_ns counts from the trace's start */
+	__u8 by_process; /* CLOSE was set by a process, which held the socket's lock */
+	__u8 shut; /* sk_shutdown: 1 for receiving, 2 for sending */
+	__u8 linger_zero; /* SO_LINGER of 0 seconds was set */
+	__u8 fin_received; /* the peer's FIN had come */
+	__u8 orphaned; /* no process had it any more */
+	__u8 late_data; /* data came after the owner's close() */
+	__u8 retransmits; /* in a row, unanswered */
+	__u8 probes; /* keepalive or zero window, unanswered */
+	__u8 sent; /* any segment */
+};
+
+/* life: one session that ended; or that is open. */
 struct session {
 	__u64 time_ns; /* of its end */
 	__u64 span_ns; /* since its last change to a state before FIN_WAIT1 */
@@ -44,7 +89,11 @@ struct session {
 	__u64 rx_bytes;
 	struct endpoints endpoints;
 	struct task owner; /* pid 0: nobody known */
-	__u32 unused;
+	__u32 netns; /* its network namespace's inode number */
+	struct identity identity;
+	__u64 cgroup; /* the id of the owner's (v2) */
+	struct course course;
+	struct ending ending;
 };
 
 #endif

@@ -1,47 +1,105 @@
 // SPDX-License-Identifier: GPL-2.0-only OR BSD-2-Clause
-/* life: every TCP session that ends: its owner, bytes each way, and how long it lasted. */
+/* life: every TCP session that ends: its owner, bytes each way, how long it lasted, how it went and ended. */
 #include "vmlinux.h"
 #include <bpf/bpf_helpers.h>
 #include <bpf/bpf_core_read.h>
 #include <bpf/bpf_endian.h>
 #include <bpf/bpf_tracing.h>
 #include "events.h"
+#include "sock.bpf.h"
+#include "owner.bpf.h"
 
 struct socket_state {
+	__u64 begun_ns; /* the first change; 0: not seen */
 	__u64 born_ns; /* the last change to a state before FIN_WAIT1; 0: not seen */
-	struct task owner; /* pid 0: nobody known */
+	struct owner owner;
+	__u32 handshake_us;
+	__u32 data_segs_at_close; /* that had come by the owner's close() */
 	int newstate;
+	__u8 role; /* enum role */
+	bool existing;
+	bool closed; /* by close(), and not by shutdown() */
 };
 
 #include "emit.bpf.h"
-#include "sock.bpf.h"
 #include "socket_state.bpf.h"
 #include "filter.bpf.h"
-#include "owner.bpf.h"
+#include "course.bpf.h"
+#include "accept.bpf.h"
+#include "snapshot.bpf.h"
 
 char LICENSE[] SEC("license") = "Dual BSD/GPL";
 
 /* Puts the event's layout into the object's BTF. */
 struct session *emitted __attribute__((unused));
 
-static __always_inline void report(void *ctx, struct tcp_sock *tcp, struct socket_state *state)
+/* Describes the session; false if it is not wanted. */
+static __always_inline bool describe(struct session *event, struct tcp_sock *tcp, struct socket_state *state)
+{
+	read_endpoints(&event->endpoints, tcp);
+	event->netns = read_netns(tcp);
+	if (!wanted(&event->endpoints) || !wanted_owner(&state->owner, event->netns))
+		return false;
+	event->time_ns = bpf_ktime_get_ns();
+	event->span_ns = event->time_ns - (state->born_ns ?: started_ns);
+	event->tx_bytes = BPF_CORE_READ(tcp, bytes_acked);
+	event->rx_bytes = BPF_CORE_READ(tcp, bytes_received);
+	event->owner = state->owner.task;
+	event->identity = state->owner.identity;
+	event->cgroup = state->owner.cgroup;
+	read_course(&event->course, tcp);
+	event->course.handshake_us = state->handshake_us;
+	event->course.lifetime_us = (event->time_ns - (state->begun_ns ?: event->time_ns)) / 1000;
+	read_ending(&event->ending, tcp);
+	event->ending.role = state->role;
+	event->ending.existing = state->existing;
+	event->ending.late_data =
+		state->closed && BPF_CORE_READ(tcp, data_segs_in) != state->data_segs_at_close;
+	return true;
+}
+
+static __always_inline void report(void *ctx, struct tcp_sock *tcp, struct socket_state *state, int oldstate)
 {
 	struct session event = {};
 
-	read_endpoints(&event.endpoints, tcp);
-	if (!wanted(&event.endpoints) || (only_pid && only_pid != state->owner.pid))
+	if (!describe(&event, tcp, state))
 		return;
-	event.time_ns = bpf_ktime_get_ns();
-	event.span_ns = event.time_ns - state->born_ns;
-	event.tx_bytes = BPF_CORE_READ(tcp, bytes_acked);
-	event.rx_bytes = BPF_CORE_READ(tcp, bytes_received);
-	event.owner = state->owner;
+	event.ending.oldstate = oldstate;
 	emit(ctx, &event, sizeof(event));
 }
 
 static __always_inline bool is_birth(int newstate)
 {
 	return newstate < TCP_FIN_WAIT1;
+}
+
+/* Of a socket that is not known, does this change make it known? */
+static __always_inline bool makes_known(int oldstate, int newstate)
+{
+	return is_birth(newstate) || (track_existing && oldstate != TCP_CLOSE && oldstate != TCP_LISTEN);
+}
+
+static __always_inline void note_birth(
+	struct socket_state *state, struct tcp_sock *tcp, int oldstate, int newstate)
+{
+	__u64 now = bpf_ktime_get_ns();
+
+	state->born_ns = now;
+	state->existing = false;
+	if (newstate == TCP_SYN_SENT || oldstate == TCP_SYN_SENT)
+		state->role = ROLE_CONNECT;
+	else if (!state->role)
+		state->role = ROLE_ACCEPT;
+	if (begins(oldstate, newstate))
+		state->begun_ns = now;
+	if (newstate != TCP_ESTABLISHED || !state->begun_ns)
+		return;
+	if (state->role == ROLE_CONNECT) {
+		state->handshake_us = (now - state->begun_ns) / 1000;
+	} else { /* its socket is made at the handshake's end; the time since the SYN-ACK is its first RTT */
+		state->handshake_us = read_srtt_us(tcp);
+		state->begun_ns -= state->handshake_us * 1000ULL;
+	}
 }
 
 static __always_inline int on_change(void *ctx, struct sock *sk, int oldstate, int newstate)
@@ -51,20 +109,26 @@ static __always_inline int on_change(void *ctx, struct sock *sk, int oldstate, i
 
 	if (!tcp)
 		return 0;
-	state = is_birth(newstate) ? find_or_make_state(sk) : find_state(sk);
+	state = makes_known(oldstate, newstate) ? find_or_make_state(sk) : find_state(sk);
 	if (!state)
 		return 0;
 	if (begins(oldstate, newstate))
 		__builtin_memset(state, 0, sizeof(*state));
 	state->newstate = newstate;
 	if (is_birth(newstate))
-		state->born_ns = bpf_ktime_get_ns();
-	if (shows_owner(tcp, newstate, state->owner.pid))
-		read_current(&state->owner);
+		note_birth(state, tcp, oldstate, newstate);
+	else if (!state->born_ns)
+		state->existing = true;
+	if (shows_owner(tcp, newstate, state->owner.task.pid))
+		current_acted(&state->owner);
+	if (newstate == TCP_FIN_WAIT1 && BPF_CORE_READ(tcp, INET(sk.sk_shutdown)) == SHUTDOWN_MASK) {
+		state->closed = true;
+		state->data_segs_at_close = BPF_CORE_READ(tcp, data_segs_in);
+	}
 	if (newstate != TCP_CLOSE)
 		return 0;
-	if (state->born_ns)
-		report(ctx, tcp, state);
+	if (!state->existing || track_existing)
+		report(ctx, tcp, state, oldstate);
 	forget_state(sk, state);
 	return 0;
 }
@@ -78,7 +142,9 @@ int BPF_PROG(life_tp_btf, struct sock *sk, int oldstate, int newstate)
 SEC("tp_btf/inet_sock_set_state")
 int BPF_PROG(life_tp_btf_again, struct sock *sk, int oldstate, int newstate)
 {
-	return was_skipped(sk, newstate, is_birth(newstate)) ? on_change(ctx, sk, oldstate, newstate) : 0;
+	bool known = newstate != TCP_CLOSE && makes_known(oldstate, newstate);
+
+	return was_skipped(sk, newstate, known) ? on_change(ctx, sk, oldstate, newstate) : 0;
 }
 
 SEC("tracepoint/sock/inet_sock_set_state")
@@ -98,4 +164,40 @@ SEC("kretprobe/inet_csk_clone_lock")
 int BPF_KRETPROBE(life_kprobe_clone, struct sock *sk)
 {
 	return sk ? on_change(ctx, sk, TCP_LISTEN, TCP_SYN_RECV) : 0;
+}
+
+/* ---- what is open now: a walk over all that is remembered, read from the iterator's file */
+
+static __always_inline int report_open(
+	struct bpf_iter_meta *meta, struct sock *sk, struct socket_state *state)
+{
+	struct tcp_sock *tcp = (struct tcp_sock *)sk;
+	struct session event = {};
+
+	if (!state->newstate || state->newstate == TCP_CLOSE || state->newstate == TCP_LISTEN)
+		return 0;
+	if (!describe(&event, tcp, state))
+		return 0;
+	event.ending.open = true;
+	event.ending.oldstate = state->newstate;
+	bpf_seq_write(meta->seq, &event, sizeof(event));
+	return 0;
+}
+
+SEC("iter/bpf_sk_storage_map")
+int open_sk_storage(struct bpf_iter__bpf_sk_storage_map *ctx)
+{
+	struct socket_state *state = ctx->value;
+	struct sock *sk = ctx->sk;
+
+	return sk && state ? report_open(ctx->meta, sk, state) : 0;
+}
+
+SEC("iter/bpf_map_elem")
+int open_hash(struct bpf_iter__bpf_map_elem *ctx)
+{
+	struct socket_state *state = ctx->value;
+	__u64 *key = ctx->key;
+
+	return key && state ? report_open(ctx->meta, (struct sock *)*key, state) : 0;
 }

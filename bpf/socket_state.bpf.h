@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: GPL-2.0-only OR BSD-2-Clause */
 /*
- * What a program remembers of each socket, as a struct socket_state that it defines before this include;
- * its member newstate is the last change's.
+ * What a program remembers of each socket, as a struct socket_state that it defines before this include.
+ * Its members owner, newstate (the last change's) and existing are used here and in the other headers.
  * Kept in the socket itself (sk_storage), which frees it with the socket and has no limit of its own; or
  * in a hash map by the socket's address, where the kernel does not give sk_storage to tracing programs
  * (before 5.11) or to this kind of program (tracepoint, kprobe).
@@ -57,6 +57,23 @@ static __always_inline struct socket_state *find_or_make_state(struct sock *sk)
 		state = make_state(sk);
 	if (!state)
 		COUNT(lost.sockets_full);
+	return state;
+}
+
+/* Sessions older than the trace are remembered too: those of its start (the snapshot), and those that change.
+ */
+const volatile bool track_existing = false;
+const volatile __u64 started_ns = 0; /* CLOCK_MONOTONIC at the trace's start */
+
+/* The state of a session that is older than the trace. NULL when there is no room, which is counted. */
+static __always_inline struct socket_state *make_existing(struct sock *sk)
+{
+	struct socket_state *state = find_or_make_state(sk);
+
+	if (state) {
+		state->existing = true;
+		state->newstate = read_state(sk);
+	}
 	return state;
 }
 

@@ -6,17 +6,23 @@
 #include <bpf/bpf_endian.h>
 #include <bpf/bpf_tracing.h>
 #include "events.h"
+#include "sock.bpf.h"
+#include "owner.bpf.h"
 
 struct socket_state {
 	__u64 changed_ns; /* 0: no change seen yet */
+	struct owner owner;
 	int newstate;
+	bool existing;
 };
 
 #include "emit.bpf.h"
-#include "sock.bpf.h"
 #include "socket_state.bpf.h"
 #include "filter.bpf.h"
-#include "owner.bpf.h"
+#include "accept.bpf.h"
+#include "snapshot.bpf.h"
+
+const volatile bool track_owners = false;
 
 char LICENSE[] SEC("license") = "Dual BSD/GPL";
 
@@ -27,6 +33,7 @@ static __always_inline int on_change(void *ctx, struct sock *sk, int oldstate, i
 {
 	struct tcp_sock *tcp = tcp_socket(sk);
 	struct state_change event = {};
+	struct owner owner = {};
 	struct socket_state *state;
 
 	if (!tcp)
@@ -35,20 +42,31 @@ static __always_inline int on_change(void *ctx, struct sock *sk, int oldstate, i
 	event.time_ns = bpf_ktime_get_ns();
 	state = find_or_make_state(sk);
 	if (state) {
-		if (state->changed_ns && !begins(oldstate, newstate))
+		if (begins(oldstate, newstate))
+			__builtin_memset(state, 0, sizeof(*state));
+		if (state->changed_ns)
 			event.span_ns = event.time_ns - state->changed_ns;
 		state->changed_ns = event.time_ns;
 		state->newstate = newstate;
+		if (track_owners) {
+			if (shows_owner(tcp, newstate, state->owner.task.pid))
+				current_acted(&state->owner);
+			owner = state->owner;
+		}
 		if (newstate == TCP_CLOSE)
 			forget_state(sk, state);
 	}
 
 	read_endpoints(&event.endpoints, tcp);
-	if (!wanted(&event.endpoints))
+	event.netns = read_netns(tcp);
+	if (!wanted(&event.endpoints) || !wanted_owner(&owner, event.netns))
 		return 0;
 	event.transition.oldstate = oldstate;
 	event.transition.newstate = newstate;
 	read_current(&event.current);
+	event.owner = owner.task;
+	event.identity = owner.identity;
+	event.cgroup = owner.cgroup;
 	emit(ctx, &event, sizeof(event));
 	return 0;
 }

@@ -9,7 +9,9 @@ from contextlib import suppress
 from tcpobs import host
 from tcpobs.errors import HostError, TcpobsError
 from tcpobs.libbpf.errors import LibbpfError, LibraryMissing
+from tcpobs.libbpf.iterator import BpfIterator
 from tcpobs.libbpf.resource import Resource
+from tcpobs.records import decoder
 from tcpobs.transport import PerfBufferTransport, RingBufferTransport
 
 TYPE_CHECKING = False
@@ -33,6 +35,7 @@ if TYPE_CHECKING:
         hook: str | None
         storage: str | None
         transport: str | None
+        accept: str | None
 
 else:
     from tcpobs.transport import Generic, R
@@ -58,13 +61,21 @@ class Losses:
     recursion_misses: changes that came while the programs for them were running on the same CPU, so
     that the kernel did not run them. With tracepoints and kprobes, Linux counts them from 6.7 on.
     unfinished: events that were still being written when the trace ended.
+    accept_misses: the same as recursion_misses, of the program that sees who accepts: no event is missing,
+    but an owner may be.
     """
 
-    __slots__ = ("buffer_full", "recursion_misses", "sockets_full", "unfinished")
+    __slots__ = ("accept_misses", "buffer_full", "recursion_misses", "sockets_full", "unfinished")
 
     def __init__(
-        self, buffer_full: int = 0, sockets_full: int = 0, recursion_misses: int = 0, unfinished: int = 0
+        self,
+        buffer_full: int = 0,
+        sockets_full: int = 0,
+        recursion_misses: int = 0,
+        unfinished: int = 0,
+        accept_misses: int = 0,
     ) -> None:
+        self.accept_misses = accept_misses
         self.buffer_full = buffer_full
         self.sockets_full = sockets_full
         self.recursion_misses = recursion_misses
@@ -84,12 +95,18 @@ class Losses:
             (self.sockets_full, "no room to remember a socket (raise --max-sockets)"),
             (self.recursion_misses, "the kernel skipped the program"),
             (self.unfinished, "still being written at the end"),
+            (self.accept_misses, "an accept was not seen (its owner may be unknown)"),
         )
         return ", ".join(f"{count}: {cause}" for count, cause in causes if count) or "none"
 
     def __repr__(self) -> str:
         counts = ", ".join(f"{name}={getattr(self, name)}" for name in self.__slots__)
         return f"Losses({counts})"
+
+
+def _which(event: WithEndpoints) -> tuple[object, ...]:
+    """Which connection it is about: its two ends, and the network that they are in."""
+    return event[event.fields["endpoints"]], event.netns
 
 
 class Events(Resource, Generic[R]):
@@ -105,6 +122,10 @@ class Events(Resource, Generic[R]):
         record: type[R],
         constants: dict[str, Value],
         *,
+        owners: bool = True,
+        existing: bool = False,
+        still_open: bool = False,
+        every: float | None = None,
         duration: float | None = None,
         buffer_size: int = BUFFER_SIZE,
         max_sockets: int = MAX_SOCKETS,
@@ -112,17 +133,22 @@ class Events(Resource, Generic[R]):
         hook: str | None = None,
         storage: str | None = None,
         transport: str | None = None,
+        accept: str | None = None,
     ) -> None:
         """Loads and attaches `tool`'s program, with `constants` set, the first way that works.
 
+        With `owners` it sees who accepts; with `existing` it knows the sessions that are there now. Open
+        sessions come as events at the end (`still_open`), and `every` so many seconds.
         `duration` is in seconds, `buffer_size` in bytes (rounded up to a power of two), `max_sockets`
         counts sockets. `btf` is a file with the kernel's types, for a kernel that does not carry them.
-        `hook`, `storage` and `transport` force a way (see host.WAYS). Raises TcpobsError.
+        `hook`, `storage`, `transport` and `accept` force a way (see host.WAYS). Raises TcpobsError.
         """
         if not 0 < buffer_size <= 1 << 30:
             raise TcpobsError(f"buffer_size is at most 1 GiB, not {buffer_size} bytes")
         if not 0 < max_sockets < 1 << 32:
             raise TcpobsError(f"max_sockets is from 1 to 4294967295, not {max_sockets}")
+        if every is not None and not every > 0:
+            raise TcpobsError(f"every is more than 0 seconds, not {every}")
         if btf is not None:
             host.check_btf(btf)
         self._tool = tool
@@ -130,11 +156,13 @@ class Events(Resource, Generic[R]):
         self._constants = constants
         self._buffer_size = 1 << max(16, (buffer_size - 1).bit_length())
         self._max_sockets = max_sockets
+        self._existing, self._still_open, self._every = existing, still_open, every or float("inf")
         self._losses = Losses()
         self._unfinished = 0
         self._stopped = False
+        self._open: BpfIterator | None = None
         failures: list[tuple[host.Way, LibbpfError]] = []
-        for way in host.ways(hook, storage, transport):
+        for way in host.ways(hook, storage, transport, accept if owners else "none"):
             try:
                 self._start(way, btf)
                 break
@@ -142,6 +170,8 @@ class Events(Resource, Generic[R]):
                 raise
             except LibbpfError as error:
                 failures.append((way, error))
+                if host.is_denied(error):
+                    raise host.refusal(failures, btf) from None
             except OSError as error:
                 raise HostError(f"cannot trace: {error.strerror}", "raise that limit (ulimit -a)") from None
         else:
@@ -152,10 +182,14 @@ class Events(Resource, Generic[R]):
 
     def _start(self, way: host.Way, btf: str | None) -> None:
         """Traces this way. Raises LibbpfError, with everything undone, when the kernel does not take it."""
-        object, programs = host.open_object(self._tool, way, btf)
+        lists_open = self._still_open or self._every < float("inf")
+        iterators = ["snapshot"] * self._existing + [f"open_{way.storage}"] * lists_open
+        object, programs = host.open_object(self._tool, way, btf, iterators)
         try:
             for name, value in self._constants.items():
                 object.variables[name] = value
+            object.variables["track_existing"] = self._existing
+            object.variables["started_ns"] = time.monotonic_ns()
             object.variables["wakeup_bytes"] = self._buffer_size // 4
             if way.transport == "ringbuf":
                 object.maps["ring_buffer"].max_entries = self._buffer_size
@@ -174,6 +208,13 @@ class Events(Resource, Generic[R]):
                     poll.register(fd, select.EPOLLIN | select.EPOLLET)
                 for program in programs:
                     object.attach(program)
+                if self._existing:
+                    with BpfIterator(object.programs["snapshot"]) as snapshot:
+                        for _ in snapshot.read():
+                            pass
+                if lists_open:
+                    storage = object.maps[host.STORAGE_MAPS[way.storage]]
+                    self._open = BpfIterator(object.programs[f"open_{way.storage}"], storage)
             except BaseException:
                 transport.close()
                 raise
@@ -181,7 +222,9 @@ class Events(Resource, Generic[R]):
             object.close()
             raise
         self._object, self._transport, self._poll = object, transport, poll
-        self._programs = [object.programs[name] for name in programs if not name.endswith("_again")]
+        self._accept = [object.programs[name] for name in programs if name.startswith("accept_")]
+        first = [name for name in programs if not name.endswith("_again")]
+        self._programs = [object.programs[name] for name in first[len(self._accept) :]]
 
     def __iter__(self) -> Iterator[R]:
         """Events until `stop`, or until the duration is over."""
@@ -193,17 +236,39 @@ class Events(Resource, Generic[R]):
 
         At the end everything is detached, and then what is left in the buffer comes too.
         """
+        self._look = time.monotonic() + self._every
         while not self._stopped and time.monotonic() < self._end:
             yield self._transport.take()
+            if time.monotonic() >= self._look:
+                self._look += self._every
+                yield from self._open_sessions()
             if not self._transport.more:
                 self._wait()
+        still_open = list(self._open_sessions()) if self._still_open else []
         self._object.detach()
         time.sleep(0.001)  # detaching does not wait for a program that is running: it may still write
-        yield from self._transport.rest()
+        ended: dict[tuple[object, ...], int] = {}
+        for batch in self._transport.rest():
+            yield batch
+            if still_open:
+                ended.update((_which(event), event.time_ns) for event in batch)
+        for batch in still_open:  # but for those that ended after all
+            yield [event for event in batch if ended.get(_which(event), 0) < event.time_ns]
         self._unfinished = self._transport.unfinished
 
+    def _open_sessions(self) -> Iterator[list[R]]:
+        """What is open now, by walking through what is remembered."""
+        assert self._open
+        size, decode = decoder(self._record, self._object.btf)
+        rest = b""
+        for piece in self._open.read():
+            data = rest + piece
+            whole = len(data) - len(data) % size
+            rest = data[whole:]
+            yield list(decode(data[:whole]))
+
     def _wait(self) -> None:
-        left = self._end - time.monotonic()
+        left = min(self._end, self._look) - time.monotonic()
         for fd, happened in self._poll.poll(max(0.0, min(POLL_SECONDS, left))):
             if fd not in self._transport.fds and happened & (select.EPOLLERR | select.EPOLLHUP):
                 self.stop()
@@ -224,7 +289,10 @@ class Events(Resource, Generic[R]):
             lost: Any = self._object.variables["lost"]
             skipped = sum(program.recursion_misses for program in self._programs)
             misses = max(0, skipped - lost["recovered"])  # while detaching, the second program is alone
-            self._losses = Losses(lost["buffer_full"], lost["sockets_full"], misses, self._unfinished)
+            accepts = sum(program.recursion_misses for program in self._accept)
+            self._losses = Losses(
+                lost["buffer_full"], lost["sockets_full"], misses, self._unfinished, accepts
+            )
         return self._losses
 
     def close(self) -> None:
@@ -236,4 +304,6 @@ class Events(Resource, Generic[R]):
         finally:
             self._poll.close()
             self._transport.close()
+            if self._open:
+                self._open.close()
             self._object.close()

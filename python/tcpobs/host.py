@@ -1,8 +1,8 @@
 """What this host can do. Every choice between mechanisms is made here.
 
 A way is a hook, by which a program sees state changes; a storage, where it keeps what it knows of a
-socket; and a transport, by which its events come out. The first way that the kernel takes is used: it is
-tried, not guessed from a version.
+socket; a transport, by which its events come out; and how accept's return is seen. The first way that the
+kernel takes is used: it is tried, not guessed from a version.
 """
 
 from __future__ import annotations
@@ -23,52 +23,71 @@ if TYPE_CHECKING:
     from typing import NamedTuple
 
     class Way(NamedTuple):
-        """One way to see state changes."""
+        """One way to see state changes, and who accepts."""
 
         hook: str
         storage: str
         transport: str
+        accept: str
 
 else:
-    Way = namedtuple("Way", "hook storage transport")
+    Way = namedtuple("Way", "hook storage transport accept")
+
+_HOOKS = (
+    ("tp_btf", "sk_storage"),  # Linux 5.11
+    ("tp_btf", "hash"),  # Linux 5.5
+    ("tracepoint", "hash"),  # Linux 4.16
+    ("kprobe", "hash"),
+)
 
 WAYS = tuple(
-    Way(hook, storage, transport)
+    Way(hook, storage, transport, accept)
     for transport in ("ringbuf", "perfbuf")  # Linux 5.8; any
-    for hook, storage in (
-        ("tp_btf", "sk_storage"),  # Linux 5.11
-        ("tp_btf", "hash"),  # Linux 5.5
-        ("tracepoint", "hash"),  # Linux 4.16
-        ("kprobe", "hash"),
-    )
+    for accepts in (("fexit", "kretprobe", "syscall"), ("none",))
+    for hook, storage in _HOOKS
+    for accept in accepts
+    if storage == "hash" or accept in ("fexit", "none")  # the others know a socket by its address only
 )
 """Best first."""
 
-HOOKS, STORAGES, TRANSPORTS = (tuple(dict.fromkeys(choices)) for choices in zip(*WAYS))
+HOOKS, STORAGES, TRANSPORTS, ACCEPTS = (tuple(dict.fromkeys(choices)) for choices in zip(*WAYS))
+
+STORAGE_MAPS = {"sk_storage": "socket_storage", "hash": "socket_hash"}
+_TRANSPORT_MAPS = {"ringbuf": "ring_buffer", "perfbuf": "perf_buffers"}
 
 KERNEL_BTF = "/sys/kernel/btf/vmlinux"
 KPROBES = "/sys/bus/event_source/devices/kprobe"
+FTRACE = "/proc/sys/kernel/ftrace_enabled"
 PARANOID = "/proc/sys/kernel/perf_event_paranoid"
 LOCKDOWN = "/sys/kernel/security/lockdown"
 
 _OBJECTS = os.path.join(os.path.dirname(__file__), "_objects")
 
 
-def ways(hook: str | None = None, storage: str | None = None, transport: str | None = None) -> list[Way]:
+def ways(
+    hook: str | None = None,
+    storage: str | None = None,
+    transport: str | None = None,
+    accept: str | None = None,
+) -> list[Way]:
     """The ways to try, best first; what is given forces that."""
-    forced = (hook, storage, transport)
+    forced = (hook, storage, transport, accept)
     found = [way for way in WAYS if all(want in (None, part) for want, part in zip(forced, way))]
     if not found:
         given = [(name, choice) for name, choice in zip(Way._fields, forced) if choice]
         raise TcpobsError(" does not go with ".join(f"--{name} {choice}" for name, choice in given))
-    return found
+    # Where a kernel plainly lacks what a way needs, do not spend the time to hear it say so, until all else failed.
+    missing = [accept for accept, needed in (("fexit", FTRACE), ("kretprobe", KPROBES)) if not os.path.exists(needed)]
+    return sorted(found, key=lambda way: way.accept in missing)
 
 
-def open_object(tool: str, way: Way, btf: str | None = None) -> tuple[Object, list[str]]:
-    """A tool's object, set up to be loaded this way, and the names of the programs to attach.
+def open_object(
+    tool: str, way: Way, btf: str | None = None, iterators: Sequence[str] = ()
+) -> tuple[Object, list[str]]:
+    """A tool's object, set up to be loaded this way, and the names of the programs to attach, in their order.
 
-    `btf` is a file with the kernel's types, for a kernel that does not carry them. Raises HostError when
-    the object is missing or damaged.
+    `btf` is a file with the kernel's types, for a kernel that does not carry them. `iterators` are to be
+    loaded, too. Raises HostError when the object is missing or damaged.
     """
     try:
         object = Object(_read_object(tool), tool, btf)
@@ -78,15 +97,15 @@ def open_object(tool: str, way: Way, btf: str | None = None) -> tuple[Object, li
         raise HostError(f"the object {tool}.bpf.o is damaged ({error})", "install tcpobs again") from error
     try:
         name = f"{tool}_{way.hook}"
-        programs = [program for program in object.programs if f"{program}_".startswith(f"{name}_")]
+        # accept first: whoever accepts a session whose birth was seen is to be seen, too
+        programs = [f"accept_{way.accept}"] if way.accept != "none" else []
+        programs += [program for program in object.programs if f"{program}_".startswith(f"{name}_")]
         for program in object.programs:
-            object.programs[program].autoload = program in programs
+            object.programs[program].autoload = program in (*programs, *iterators)
         object.variables["use_sk_storage"] = way.storage == "sk_storage"
         object.variables["use_ring_buffer"] = way.transport == "ringbuf"
-        unused_storage = "socket_hash" if way.storage == "sk_storage" else "socket_storage"
-        unused_transport = "perf_buffers" if way.transport == "ringbuf" else "ring_buffer"
-        for map in (unused_storage, unused_transport):
-            object.maps[map].autocreate = False
+        for choice, map in (*STORAGE_MAPS.items(), *_TRANSPORT_MAPS.items()):
+            object.maps[map].autocreate = choice in way
     except BaseException:
         object.close()
         raise
@@ -122,8 +141,7 @@ def check_btf(path: str) -> None:
 
 def refusal(failures: Sequence[tuple[Way, LibbpfError]], btf: str | None = None) -> HostError:
     """The error to raise when no way worked, given each one's failure, best way first."""
-    denied = any(error.errno in (errno.EPERM, errno.EACCES) for _, error in failures)
-    if denied and not privileges.may_trace():
+    if any(is_denied(error) for _, error in failures):
         return HostError(*unprivileged())
     if "[confidentiality]" in read(LOCKDOWN):
         return HostError(
@@ -143,6 +161,11 @@ def refusal(failures: Sequence[tuple[Way, LibbpfError]], btf: str | None = None)
         f"the kernel did not take the program ({', '.join(way)}): {error}" + (f"; {said}" if said else ""),
         "-v shows all that was said",
     )
+
+
+def is_denied(error: LibbpfError) -> bool:
+    """Whether the kernel refused because this process may not trace at all."""
+    return error.errno in (errno.EPERM, errno.EACCES) and not privileges.may_trace()
 
 
 def unprivileged() -> tuple[str, str]:

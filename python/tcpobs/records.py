@@ -8,6 +8,7 @@ come again and again, and are decoded once.
 
 from __future__ import annotations
 
+import errno
 import struct
 from _socket import inet_ntop  # socket itself takes longer to import than all of this package
 from functools import lru_cache, partial
@@ -134,6 +135,156 @@ class Owner(Task):
         return super().comm if self.pid else "-"
 
 
+class Identity(Record):
+    """What else is known of an owner; all zero where nobody is known."""
+
+    __slots__ = ()
+    struct_name = "identity"
+
+    tid: int
+    uid: int
+
+
+class Course(Record):
+    """How a session went, as struct tcp_sock counts it; 0 where it is not known."""
+
+    __slots__ = ()
+    struct_name = "course"
+
+    lifetime_us: int
+    handshake_us: int
+    srtt_us: int
+    min_rtt_us: int
+    retransmits: int
+    lost: int
+    segs_in: int
+    segs_out: int
+    delivered: int
+
+    @property
+    def congestion_control(self) -> str:
+        """The algorithm's name, such as cubic."""
+        field = self[self.fields["congestion"]]
+        assert isinstance(field, bytes)
+        return field.split(b"\0", 1)[0].decode("ascii", "backslashreplace")
+
+
+class Ending(Record):
+    """How a session ended, from what the kernel knew at CLOSE (net/ipv4/tcp.c, tcp_input.c, tcp_timer.c)."""
+
+    __slots__ = ()
+    struct_name = "ending"
+
+    error: int
+    oldstate: int
+    role: int
+    open: int
+    existing: int
+    by_process: int
+    shut: int
+    linger_zero: int
+    fin_received: int
+    orphaned: int
+    late_data: int
+    retransmits: int
+    probes: int
+    sent: int
+
+    @property
+    def role_name(self) -> str:
+        """`connect` or `accept`; `-` where its beginning was not seen."""
+        return ("-", "connect", "accept")[self.role]
+
+    @property
+    def mark(self) -> str:
+        """`+` where the duration is the least it can be: not all of the session was, or is, seen."""
+        return "+" if self.open or self.existing else ""
+
+    @property
+    def error_name(self) -> str:
+        """The name of the socket's error, such as ECONNRESET; `-` for none."""
+        return _errno_name(self.error) if self.error else "-"
+
+    @property
+    def name(self) -> str:
+        """How it ended.
+
+        `fin-local`, `fin-remote`: by a FIN, which that side sent first; `fin-both`: their FINs crossed.
+        `reset-sent`, `reset-received`. `refused`, `unreachable`, `timeout`: as the error says. `aborted`: by
+        somebody else, as with `ss -K`. `cancelled`: closed before it was connected; `failed`: connect() could
+        not even send. `error`: another one, see `error_name`. `open`: it has not ended.
+        """
+        if self.open:
+            return "open"
+        if self.error:
+            return self._by_error()
+        return self._by_state()
+
+    def _by_error(self) -> str:
+        if self.error in (errno.ECONNRESET, errno.EPIPE):  # EPIPE: the peer had sent its FIN before
+            # Data that comes after close() is answered with a reset, and counts as one (tcp_reset).
+            return "reset-sent" if self.late_data else "reset-received"
+        return _ENDS_BY_ERROR.get(self.error, "error")
+
+    def _by_state(self) -> str:
+        if self.oldstate == SYN_SENT:
+            return "cancelled" if self.sent else "failed"
+        if self.oldstate == FIN_WAIT2:  # else TIME_WAIT took over
+            return "fin-local" if self.fin_received or self.orphaned else "reset-sent"
+        return {LAST_ACK: "fin-remote", CLOSING: "fin-both"}.get(self.oldstate, "reset-sent")
+
+    @property
+    def reason(self) -> str:
+        """Why a reset was sent, or what was not answered before the timeout; `-` for other ends.
+
+        Resets: `linger` (SO_LINGER of 0 seconds), `unread-data` (closed with data not read), `late-data`
+        (data came after close), `not-accepted` (the listener closed), `disconnect` (connect() to AF_UNSPEC),
+        `memory` (too little for sockets that are closed already).
+        Timeouts: `handshake`, `retransmission`, `probes` (keepalive, or a window that stayed 0).
+        """
+        if self.name == "reset-sent":
+            if self.late_data:
+                return "late-data"
+            if self.orphaned:
+                return "memory"
+            if not self.by_process:
+                return "not-accepted"
+            if self.shut != SHUT_BOTH:
+                return "disconnect"
+            return "linger" if self.linger_zero else "unread-data"
+        if self.name == "timeout":
+            if self.oldstate in (SYN_SENT, SYN_RECV):
+                return "handshake"
+            return "retransmission" if self.retransmits else "probes"
+        return "-"
+
+
+SYN_SENT, SYN_RECV, FIN_WAIT2, LAST_ACK, CLOSING = 2, 3, 5, 9, 11
+"""include/net/tcp_states.h."""
+
+SHUT_BOTH = 3
+"""SHUTDOWN_MASK of include/net/sock.h."""
+
+_ENDS_BY_ERROR = {
+    errno.ECONNREFUSED: "refused",
+    errno.ETIMEDOUT: "timeout",
+    errno.ECONNABORTED: "aborted",
+    # What an ICMP or ICMPv6 error becomes: icmp_err_convert (net/ipv4/icmp.c), icmpv6_err_convert (net/ipv6/icmp.c)
+    errno.ENETUNREACH: "unreachable",
+    errno.EHOSTUNREACH: "unreachable",
+    errno.EHOSTDOWN: "unreachable",
+    errno.ENONET: "unreachable",
+    errno.ENOPROTOOPT: "unreachable",
+    errno.EOPNOTSUPP: "unreachable",
+    errno.EACCES: "unreachable",
+    errno.EPROTO: "unreachable",
+}
+
+
+def _errno_name(number: int) -> str:
+    return errno.errorcode.get(number, str(number))
+
+
 class Transition(Record):
     """A change from one TCP state to another."""
 
@@ -163,6 +314,8 @@ class WithEndpoints(Record):
     """CLOCK_MONOTONIC, in ns."""
     span_ns: int
     endpoints: Endpoints
+    netns: int
+    """The network namespace's inode number."""
 
     @property
     def ms(self) -> float:
@@ -208,12 +361,18 @@ class StateChange(WithEndpoints):
         "endpoints": Endpoints,
         "current": Task,
         "transition": Transition,
+        "owner": Owner,
+        "identity": Identity,
     }
 
     skaddr: int
     """The socket's address in the kernel."""
     current: Task
     transition: Transition
+    owner: Owner
+    """Known only where it was asked for."""
+    identity: Identity
+    cgroup: int
 
     @property
     def c_pid(self) -> int:
@@ -245,13 +404,24 @@ class Session(WithEndpoints):
 
     __slots__ = ()
     struct_name = "session"
-    inner: ClassVar[dict[str, type[Record]]] = {"endpoints": Endpoints, "owner": Owner}
+    inner: ClassVar[dict[str, type[Record]]] = {
+        "endpoints": Endpoints,
+        "owner": Owner,
+        "identity": Identity,
+        "course": Course,
+        "ending": Ending,
+    }
 
     tx_bytes: int
     """bytes_acked of struct tcp_sock: sent, and acknowledged by the peer."""
     rx_bytes: int
     """bytes_received of struct tcp_sock."""
     owner: Owner
+    identity: Identity
+    cgroup: int
+    """The id of the owner's cgroup (version 2)."""
+    course: Course
+    ending: Ending
 
     @property
     def pid(self) -> int:

@@ -23,12 +23,15 @@ R = TypeVar("R", bound=WithEndpoints)
 
 LOOPBACK = {socket.AF_INET: "127.0.0.1", socket.AF_INET6: "::1"}
 ALL_WAYS = [
-    host.Way("tp_btf", "sk_storage", "ringbuf"),
-    host.Way("tp_btf", "hash", "ringbuf"),
-    host.Way("tracepoint", "hash", "ringbuf"),
-    host.Way("kprobe", "hash", "ringbuf"),
-    host.Way("tp_btf", "hash", "perfbuf"),
-    host.Way("tracepoint", "hash", "perfbuf"),
+    host.Way("tp_btf", "sk_storage", "ringbuf", "fexit"),
+    host.Way("tp_btf", "sk_storage", "ringbuf", "none"),
+    host.Way("tp_btf", "hash", "ringbuf", "fexit"),
+    host.Way("tp_btf", "hash", "ringbuf", "kretprobe"),
+    host.Way("tp_btf", "hash", "ringbuf", "syscall"),
+    host.Way("tracepoint", "hash", "ringbuf", "syscall"),
+    host.Way("kprobe", "hash", "ringbuf", "kretprobe"),
+    host.Way("tp_btf", "hash", "perfbuf", "syscall"),
+    host.Way("tracepoint", "hash", "perfbuf", "none"),
 ]
 """Each mechanism, forced; and the best and the least of those for kernels without ring buffers."""
 
@@ -38,8 +41,10 @@ def limit(way: host.Way) -> str:
     release = tuple(int(part) for part in re.findall(r"\d+", os.uname().release)[:2])
     if way.storage == "sk_storage" and release < (5, 11):
         return "Linux 5.11"
-    if way.hook == "kprobe" and not os.path.exists("/sys/bus/event_source/devices/kprobe"):
+    if "kprobe" in way[0] + way[3] and not os.path.exists("/sys/bus/event_source/devices/kprobe"):
         return "CONFIG_KPROBES"
+    if way.accept == "fexit" and not os.path.exists("/proc/sys/kernel/ftrace_enabled"):
+        return "CONFIG_DYNAMIC_FTRACE"
     return ""
 
 

@@ -6,11 +6,14 @@
 #pragma clang attribute push(__attribute__((preserve_access_index)), apply_to = record)
 #endif
 
+struct bpf_iter_meta;
 struct bpf_local_storage;
+struct bpf_map;
 struct callback_head;
 struct cgroup;
 struct cred;
 struct dst_entry;
+struct file;
 struct hlist_node;
 struct hlist_nulls_node;
 struct hrtimer;
@@ -33,12 +36,14 @@ struct proto;
 struct rb_node;
 struct request_sock;
 struct saved_syn;
+struct seq_file;
 struct sk_buff;
 struct sk_filter;
 struct sock;
 struct sock_reuseport;
 struct socket;
 struct socket_wq;
+struct task_struct;
 struct tcp_congestion_ops;
 struct tcp_fastopen_context;
 struct tcp_fastopen_request;
@@ -212,6 +217,37 @@ enum bpf_map_type {
 enum hrtimer_restart {
 	HRTIMER_NORESTART = 0,
 	HRTIMER_RESTART = 1,
+};
+
+enum sock_flags {
+	SOCK_DEAD = 0,
+	SOCK_DONE = 1,
+	SOCK_URGINLINE = 2,
+	SOCK_KEEPOPEN = 3,
+	SOCK_LINGER = 4,
+	SOCK_DESTROY = 5,
+	SOCK_BROADCAST = 6,
+	SOCK_TIMESTAMP = 7,
+	SOCK_ZAPPED = 8,
+	SOCK_USE_WRITE_QUEUE = 9,
+	SOCK_DBG = 10,
+	SOCK_RCVTSTAMP = 11,
+	SOCK_RCVTSTAMPNS = 12,
+	SOCK_LOCALROUTE = 13,
+	SOCK_MEMALLOC = 14,
+	SOCK_TIMESTAMPING_RX_SOFTWARE = 15,
+	SOCK_FASYNC = 16,
+	SOCK_RXQ_OVFL = 17,
+	SOCK_ZEROCOPY = 18,
+	SOCK_WIFI_STATUS = 19,
+	SOCK_NOFCS = 20,
+	SOCK_FILTER_LOCKED = 21,
+	SOCK_SELECT_ERR_QUEUE = 22,
+	SOCK_RCU_FREE = 23,
+	SOCK_TXTIME = 24,
+	SOCK_XDP = 25,
+	SOCK_TSTAMP_NEW = 26,
+	SOCK_RCVMARK = 27,
 };
 
 typedef _Bool bool;
@@ -685,6 +721,57 @@ struct sock {
 	struct xarray sk_user_frags;
 };
 
+struct bpf_iter__bpf_map_elem {
+	union {
+		struct bpf_iter_meta *meta;
+	};
+	union {
+		struct bpf_map *map;
+	};
+	union {
+		void *key;
+	};
+	union {
+		void *value;
+	};
+};
+
+struct bpf_iter__bpf_sk_storage_map {
+	union {
+		struct bpf_iter_meta *meta;
+	};
+	union {
+		struct bpf_map *map;
+	};
+	union {
+		struct sock *sk;
+	};
+	union {
+		void *value;
+	};
+};
+
+struct bpf_iter__task_file {
+	union {
+		struct bpf_iter_meta *meta;
+	};
+	union {
+		struct task_struct *task;
+	};
+	u32 fd;
+	union {
+		struct file *file;
+	};
+};
+
+struct bpf_iter_meta {
+	union {
+		struct seq_file *seq;
+	};
+	u64 session_id;
+	u64 seq_num;
+};
+
 struct trace_entry {
 	short unsigned int type;
 	unsigned char flags;
@@ -875,6 +962,13 @@ struct minmax_sample {
 
 struct minmax {
 	struct minmax_sample s[3];
+};
+
+struct proto_accept_arg {
+	int flags;
+	int err;
+	int is_empty;
+	bool kern;
 };
 
 struct tcp_options_received {
