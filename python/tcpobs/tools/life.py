@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from typing_extensions import Unpack
 
     from tcpobs.events import Options
+    from tcpobs.filters import Network
 
 EXAMPLES = """\
 examples:
@@ -85,17 +86,46 @@ def sessions(
     local_ports: Iterable[int] | None = None,
     remote_ports: Iterable[int] | None = None,
     ip: int | None = None,
+    networks: Iterable[Network] | None = None,
+    netns: int | None = None,
     pid: int | None = None,
+    uid: int | None = None,
+    comm: str | None = None,
+    cgroup: str | None = None,
+    container: str | None = None,
+    existing: bool = False,
+    still_open: bool = False,
+    every: float | None = None,
     **options: Unpack[Options],
 ) -> Events[Session]:
     """Traces TCP sessions that end from now on, until closed.
 
-    Only those with one of the `local_ports`, one of the `remote_ports`, of IPv4 or IPv6 (`ip` 4 or 6), of
-    the process `pid`; None lets everything through. `options` are those of Events. Raises TcpobsError.
+    With `existing` also those that are older than the trace; with `still_open` those that are open at its end, and
+    with `every` those that are open after each so many seconds. The filters are those of filters.constants,
+    `options` those of Events. Raises TcpobsError.
 
     with tcpobs.sessions(remote_ports=[443]) as events:
         for session in events:
             print(session.comm, session.raddr, session.tx_bytes, session.ms)
     """
-    constants = filters.constants(local_ports, remote_ports, ip, pid)
-    return Events("life", Session, constants, **options)
+    constants = filters.constants(
+        local_ports=local_ports,
+        remote_ports=remote_ports,
+        ip=ip,
+        networks=networks,
+        netns=netns,
+        pid=pid,
+        uid=uid,
+        comm=comm,
+        cgroup=cgroup,
+        container=container,
+    )
+    return Events(
+        "life",
+        Session,
+        constants,
+        existing=existing,
+        still_open=still_open,
+        every=every,
+        **options,
+    )

@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from typing_extensions import Unpack
 
     from tcpobs.events import Options
+    from tcpobs.filters import Network
 
 EXAMPLES = """\
 examples:
@@ -78,16 +79,37 @@ def states(
     local_ports: Iterable[int] | None = None,
     remote_ports: Iterable[int] | None = None,
     ip: int | None = None,
+    networks: Iterable[Network] | None = None,
+    netns: int | None = None,
+    pid: int | None = None,
+    uid: int | None = None,
+    comm: str | None = None,
+    cgroup: str | None = None,
+    container: str | None = None,
+    owners: bool = False,
     **options: Unpack[Options],
 ) -> Events[StateChange]:
     """Traces TCP state changes from now on, until closed.
 
-    Only those with one of the `local_ports`, one of the `remote_ports`, of IPv4 or IPv6 (`ip` 4 or 6);
-    None lets everything through. `options` are those of Events. Raises TcpobsError.
+    With `owners`, or a filter by owner, each has the owner as it is known then; that costs a little more. The
+    filters are those of filters.constants, `options` those of Events. Raises TcpobsError.
 
     with tcpobs.states(local_ports=[443]) as events:
         for event in events:
             print(event.raddr, event.oldstate, event.newstate)
     """
-    constants = filters.constants(local_ports, remote_ports, ip, None)
-    return Events("states", StateChange, constants, **options)
+    constants = filters.constants(
+        local_ports=local_ports,
+        remote_ports=remote_ports,
+        ip=ip,
+        networks=networks,
+        netns=netns,
+        pid=pid,
+        uid=uid,
+        comm=comm,
+        cgroup=cgroup,
+        container=container,
+    )
+    owners = owners or any(wanted is not None for wanted in (pid, uid, comm, cgroup, container))
+    constants["track_owners"] = owners
+    return Events("states", StateChange, constants, owners=owners, existing=owners, **options)
