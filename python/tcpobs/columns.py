@@ -29,10 +29,11 @@ class Column:
     """One column: its header, and where its value comes from.
 
     `source` is a field of the record, or an attribute of the record inside it: "span_ns",
-    "endpoints.lport". `convert` makes the value out of a plain field, and `json` what JSON has instead.
-    `text`, `wide` and `csv` are its printf formats, None where it is not shown; `wide` is like `text`
-    unless given. In JSON every column is shown, as `name`. `before` separates it from the column to its
-    left in text. `free` marks text that somebody else chose: quoted in CSV where it needs to be.
+    "endpoints.lport". `convert` makes the value out of it, and `json` what JSON has instead. `text`,
+    `wide` and `csv` are its printf formats, None where it is not shown; `wide` is like `text` unless given.
+    In JSON every column is shown, as `name`, but those without a header. `before` separates it from the
+    column to its left in text; `joined`, nothing does in any mode. `free` marks text that somebody else
+    chose: quoted in CSV where it needs to be.
     """
 
     def __init__(
@@ -46,6 +47,7 @@ class Column:
         convert: Callable[[Any], object] | None = None,
         json: Callable[[Any], object] | None = None,
         before: str = " ",
+        joined: bool = False,
         free: bool = False,
         name: str | None = None,
     ) -> None:
@@ -53,8 +55,10 @@ class Column:
         self.field, _, self.attribute = source.partition(".")
         self.convert = convert
         self.json = json or convert
-        self.formats = {TEXT: text, WIDE: wide or text, CSV: csv, JSON: "%s"}
+        self.formats = {TEXT: text, WIDE: wide or text, CSV: csv, JSON: "%s" if header else None}
         self.before = {TEXT: before, WIDE: before, CSV: ",", JSON: ", "}
+        if joined:
+            self.before = dict.fromkeys(self.before, "")
         self.free = free
         self.name = name or header.lower().replace("-", "_")
 
@@ -105,15 +109,23 @@ def _inner(template: str, columns: Sequence[Column], mode: str, inner: type[Reco
     decode = inner.decode
     # The first attribute twice, for attrgetter gives no tuple for one name alone.
     values = attrgetter(columns[0].attribute, *[column.attribute for column in columns])
+    makes = [(column.json if mode == JSON else column.convert) or _as_is for column in columns]
     if mode == JSON:
         from json import dumps
 
         escape: Callable[[object], object] = dumps
     elif mode == CSV and any(column.free for column in columns):
         escape = _csv_field
-    else:
+    elif all(make is _as_is for make in makes):
         return lru_cache(REMEMBERED)(lambda field: template % values(decode(field))[1:])
-    return lru_cache(REMEMBERED)(lambda field: template % tuple(map(escape, values(decode(field))[1:])))
+    else:
+        escape = _as_is
+
+    def format(field: Any) -> str:
+        made = [make(value) for make, value in zip(makes, values(decode(field))[1:])]
+        return template % tuple(map(escape, made))
+
+    return lru_cache(REMEMBERED)(format)
 
 
 def _plain(template: str, columns: Sequence[Column], mode: str) -> Callable[[Any], str]:
@@ -123,9 +135,11 @@ def _plain(template: str, columns: Sequence[Column], mode: str) -> Callable[[Any
 
         made = [column.json or _as_is for column in columns]
         return lambda field: template % tuple([dumps(make(field)) for make in made])
-    if len(columns) > 1:
+    free = mode == CSV and any(column.free for column in columns)
+    if len(columns) > 1 or free:
         converts = [column.convert or _as_is for column in columns]
-        return lambda field: template % tuple([convert(field) for convert in converts])
+        escape = _csv_field if free else _as_is
+        return lambda field: template % tuple([escape(convert(field)) for convert in converts])
     convert = columns[0].convert
     if convert is None:
         return template.__mod__

@@ -92,7 +92,9 @@ def _networks(networks: Iterable[Network] | None) -> list[Value]:
         except ValueError as error:
             raise TcpobsError(f"{error}: give an address or a network, like 10.0.0.0/8") from None
         found.append(_network(parsed))
-        if isinstance(parsed, IPv4Network):  # sockets for both families have these addresses as ::ffff:a.b.c.d
+        if isinstance(
+            parsed, IPv4Network
+        ):  # sockets for both families have these addresses as ::ffff:a.b.c.d
             mapped = int(IPv6Address("::ffff:0:0")) | int(parsed.network_address)
             found.append(_network(IPv6Network((mapped, 96 + parsed.prefixlen))))
     if len(found) > MAX_NETWORKS:

@@ -76,8 +76,10 @@ def ways(
     if not found:
         given = [(name, choice) for name, choice in zip(Way._fields, forced) if choice]
         raise TcpobsError(" does not go with ".join(f"--{name} {choice}" for name, choice in given))
-    # Where a kernel plainly lacks what a way needs, do not spend the time to hear it say so, until all else failed.
-    missing = [accept for accept, needed in (("fexit", FTRACE), ("kretprobe", KPROBES)) if not os.path.exists(needed)]
+    # What a kernel plainly lacks is tried last: hearing it say so takes time.
+    missing = [
+        accept for accept, needed in (("fexit", FTRACE), ("kretprobe", KPROBES)) if not os.path.exists(needed)
+    ]
     return sorted(found, key=lambda way: way.accept in missing)
 
 
@@ -150,7 +152,7 @@ def refusal(failures: Sequence[tuple[Way, LibbpfError]], btf: str | None = None)
         )
     if btf and not os.path.exists(KERNEL_BTF):  # tp_btf takes the kernel's own
         failures = [failure for failure in failures if failure[0].hook != "tp_btf"] or failures
-    forced = len({way.hook for way, _ in failures}) == 1
+    forced = len({(way.hook, way.accept) for way, _ in failures}) == 1
     for way, error in failures:
         known = _cause(way, error, btf, forced)
         if known:
@@ -193,8 +195,10 @@ def _cause(way: Way, error: LibbpfError, btf: str | None, forced: bool) -> tuple
             f"kernel.perf_event_paranoid of {paranoid} closes perf events, as Debian's kernels do it",
             "sysctl kernel.perf_event_paranoid=2, or give the capability CAP_SYS_ADMIN",
         )
-    if forced and way.hook == "kprobe" and not os.path.exists(KPROBES):
+    if forced and "kprobe" in (way.hook, way.accept[3:]) and not os.path.exists(KPROBES):
         return "this kernel has no kprobes (CONFIG_KPROBES)", "use another hook"
+    if forced and way.accept == "fexit" and not os.path.exists(FTRACE):
+        return "this kernel has no fexit (CONFIG_DYNAMIC_FTRACE)", "do without --accept"
     if error.errno == errno.EPERM and error.what.startswith("perf_buffer"):
         return (
             "perf buffers of this size take the capability CAP_IPC_LOCK, or RLIMIT_MEMLOCK",

@@ -144,6 +144,11 @@ class Identity(Record):
     tid: int
     uid: int
 
+    @property
+    def user(self) -> int | str:
+        """The UID; `-` where nobody is known, for 0 is root."""
+        return self.uid if self.tid else "-"
+
 
 class Course(Record):
     """How a session went, as struct tcp_sock counts it; 0 where it is not known."""
@@ -269,7 +274,7 @@ _ENDS_BY_ERROR = {
     errno.ECONNREFUSED: "refused",
     errno.ETIMEDOUT: "timeout",
     errno.ECONNABORTED: "aborted",
-    # What an ICMP or ICMPv6 error becomes: icmp_err_convert (net/ipv4/icmp.c), icmpv6_err_convert (net/ipv6/icmp.c)
+    # What ICMP errors become: icmp_err_convert (net/ipv4/icmp.c), icmpv6_err_convert (net/ipv6/icmp.c).
     errno.ENETUNREACH: "unreachable",
     errno.EHOSTUNREACH: "unreachable",
     errno.EHOSTDOWN: "unreachable",

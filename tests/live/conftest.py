@@ -28,8 +28,8 @@ def family(request: pytest.FixtureRequest) -> int:
 @pytest.fixture(params=WAYS, ids="-".join)
 def way(request: pytest.FixtureRequest) -> Options:
     """Each test that takes it runs every way that this kernel has; these are the options that force it."""
-    hook, storage, transport = request.param
-    return {"hook": hook, "storage": storage, "transport": transport}
+    options: Options = request.param._asdict()
+    return options
 
 
 @pytest.fixture(scope="session", autouse=True)

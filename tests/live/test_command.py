@@ -269,12 +269,15 @@ def test_tracefs_is_not_mounted(tool: str) -> None:
 
 def test_a_way_that_this_kernel_has_not(tool: str) -> None:
     """A refusal names the cause. (That all others work is what the tests with `way` are for.)"""
-    why = {"CONFIG_KPROBES": "no kprobes (CONFIG_KPROBES)", "Linux 5.11": "bpf_sk_storage_get"}
+    why = {
+        "CONFIG_KPROBES": "no kprobes (CONFIG_KPROBES)",
+        "CONFIG_DYNAMIC_FTRACE": "no fexit (CONFIG_DYNAMIC_FTRACE)",
+        "Linux 5.11": "bpf_sk_storage_get",
+    }
     for way in ALL_WAYS:
         if limit(way):
-            hook, storage, transport = way
-            flags = ["--hook", hook, "--storage", storage, "--transport", transport]
-            status, line = fails(*TCPOBS, tool, *flags)
+            flags = [part for name, choice in way._asdict().items() for part in (f"--{name}", choice)]
+            status, line = fails(*TCPOBS, tool, "-x", *flags)
             assert (status, why[limit(way)] in line) == (1, True)
 
 

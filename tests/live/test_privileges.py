@@ -143,8 +143,7 @@ def test_closed_perf_events(package: str) -> None:
 
 def arguments_of(tool: str, way: Way) -> list[str]:
     """The arguments that force a way."""
-    hook, storage, transport = way
-    return [tool, "-s", "--hook", hook, "--storage", storage, "--transport", transport]
+    return [tool, "-s", *(part for name, choice in way._asdict().items() for part in (f"--{name}", choice))]
 
 
 @pytest.mark.usefixtures("open_perf_events")

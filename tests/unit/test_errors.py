@@ -20,9 +20,9 @@ if TYPE_CHECKING:
     from collections.abc import Collection
     from pathlib import Path
 
-TP_BTF = Way("tp_btf", "sk_storage", "ringbuf")
-TRACEPOINT = Way("tracepoint", "hash", "ringbuf")
-KPROBE = Way("kprobe", "hash", "ringbuf")
+TP_BTF = Way("tp_btf", "sk_storage", "ringbuf", "none")
+TRACEPOINT = Way("tracepoint", "hash", "ringbuf", "none")
+KPROBE = Way("kprobe", "hash", "ringbuf", "none")
 
 BTF = "/sys/kernel/btf/vmlinux"
 TRACEFS = "/sys/kernel/tracing/events"

@@ -2,19 +2,17 @@
 
 from __future__ import annotations
 
-import os
-import sys
-
 from tcpobs import filters
 from tcpobs.columns import Column
 from tcpobs.events import Events
+from tcpobs.privileges import Capability
 from tcpobs.records import Session
-from tcpobs.tools import listing
+from tcpobs.tools import listing, owners
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     import argparse
-    from collections.abc import Iterable
+    from collections.abc import Iterable, Sequence
 
     from typing_extensions import Unpack
 
@@ -27,11 +25,21 @@ examples:
   tcpobs life -w              wide enough for IPv6 addresses
   tcpobs life -D 443          only those to remote port 443
   tcpobs life -p 181          only those of process 181
+  tcpobs life -x --net 10.0.0.0/8
+                              how those with this network went and ended, and whose they are
+  tcpobs life --existing --open --every 60
+                              also what was open before, is open each minute, and at the end
   tcpobs life -T --csv > sessions.csv
 
-PID and COMM are the process that connected or closed, the latest of them; 0 and - when none was seen to
-act on the socket. TX_KB and RX_KB are what the peer acknowledged and what came in. MS counts from the end
-of the handshake to the session's end; sessions older than tcpobs are not shown."""
+PID and COMM are the process that connected, accepted or closed, the latest of them; 0 and - when none
+was seen to act on the socket. TX_KB and RX_KB are what the peer acknowledged and what came in. MS counts
+from the end of the handshake to the session's end. Sessions older than tcpobs are shown with --existing:
+their MS counts from its start and has a +, as has that of sessions that are open.
+
+-x adds: ROLE; END, REASON and ERROR, how it ended and why (docs/life.md); RTT_US and MINRTT_US; RETRANS,
+LOST, SEGS_IN, SEGS_OUT and DELIVERED, in segments; HSHAKE_US, how long the handshake took, and LIFE_US,
+from the first SYN that was seen to the end; CC, the congestion control; TID and UID, NETNS, CONTAINER and
+CGROUP."""
 
 COLUMNS = (
     Column("PID", "owner.pid", "%-5d"),
@@ -43,27 +51,60 @@ COLUMNS = (
     Column("RPORT", "endpoints.rport", "%-5d"),
     Column("TX_KB", "tx_bytes", "%5d", "%6d", "%d", convert=lambda size: size >> 10),
     Column("RX_KB", "rx_bytes", "%5d", "%6d", "%d", convert=lambda size: size >> 10),
-    Column("MS", "span_ns", "%.2f", csv="%.2f", convert=lambda ns: ns // 1000 / 1000),
+    Column("MS", "span_ns", "%.2f", csv="%.2f", convert=listing.milliseconds),
     Column("SPAN_NS", "span_ns", None, csv=None),
     Column("TX_BYTES", "tx_bytes", None, csv=None),
     Column("RX_BYTES", "rx_bytes", None, csv=None),
 )
+
+MS_ALIGNED = Column("MS", "span_ns", "%10.2f", csv="%.2f", convert=listing.milliseconds)
+
+# Behind MS, without a blank; aligned, a place is kept for it.
+MARK = Column("", "ending.mark", "%s", joined=True)
+MARK_ALIGNED = Column("", "ending.mark", "%-1s", csv="%s", joined=True)
+
+EXTENDED = (
+    Column("ROLE", "ending.role_name", "%-7s", json=owners.known),
+    Column("END", "ending.name", "%-14s"),
+    Column("REASON", "ending.reason", "%-14s", json=owners.known),
+    Column("ERROR", "ending.error_name", "%-12s", json=owners.known),
+    Column("EXISTING", "ending.existing", None, csv=None, json=bool),
+    Column("OPEN", "ending.open", None, csv=None, json=bool),
+    Column("RTT_US", "course.srtt_us", "%8d", csv="%d", json=owners.known),
+    Column("MINRTT_US", "course.min_rtt_us", "%9d", csv="%d", json=owners.known),
+    Column("RETRANS", "course.retransmits", "%7d", csv="%d"),
+    Column("LOST", "course.lost", "%5d", csv="%d"),
+    Column("SEGS_IN", "course.segs_in", "%8d", csv="%d"),
+    Column("SEGS_OUT", "course.segs_out", "%8d", csv="%d"),
+    Column("DELIVERED", "course.delivered", "%9d", csv="%d"),
+    Column("HSHAKE_US", "course.handshake_us", "%9d", csv="%d", json=owners.known),
+    Column("LIFE_US", "course.lifetime_us", "%11d", csv="%d", json=owners.known),
+    Column("CC", "course.congestion_control", "%-8s", free=True),
+)
+
+
+def columns(arguments: argparse.Namespace) -> Sequence[Column]:
+    """Those that these flags mean."""
+    marked = arguments.existing or arguments.open or arguments.every
+    shown: list[Column] = []
+    for column in COLUMNS:
+        if column.header != "MS":
+            shown.append(column)
+        elif arguments.extended:
+            shown += [MS_ALIGNED, MARK_ALIGNED]
+        else:
+            shown += [column, MARK] if marked else [column]
+    return [*shown, *EXTENDED, *owners.columns()] if arguments.extended or arguments.json else shown
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Its flags."""
     parser.epilog = EXAMPLES
     listing.add_arguments(parser)
-    parser.add_argument("-p", "--pid", type=_pid, metavar="PID", help="only this process")
-
-
-def _pid(text: str) -> int:
-    import argparse
-
-    pid = listing.whole_number(text, 1, (1 << 22) - 1)
-    if pid is None:
-        raise argparse.ArgumentTypeError(f"{text!r} is not a PID")
-    return pid
+    add = parser.add_argument
+    add("--existing", action="store_true", help="also sessions that are older than tcpobs")
+    add("--open", action="store_true", help="also what is still open, at the end")
+    add("--every", type=listing.seconds, metavar="SECONDS", help="also what is open, each so many seconds")
 
 
 def run(arguments: argparse.Namespace) -> None:
@@ -71,13 +112,18 @@ def run(arguments: argparse.Namespace) -> None:
     if arguments.ebpf:
         listing.print_source("life")
         return
-    if arguments.pid and not os.path.exists(f"/proc/{arguments.pid}"):
-        print(f"tcpobs life: there is no process {arguments.pid} now; going on", file=sys.stderr)
     listing.run(
         arguments,
-        COLUMNS,
+        columns(arguments),
         Session,
-        lambda: sessions(pid=arguments.pid, **listing.filters(arguments), **listing.options(arguments)),
+        lambda: sessions(
+            existing=arguments.existing,
+            still_open=arguments.open,
+            every=arguments.every,
+            **listing.filters(arguments),
+            **listing.options(arguments),
+        ),
+        keep=[Capability.CAP_BPF] if arguments.open or arguments.every else [],  # to walk through them
     )
 
 
@@ -100,9 +146,9 @@ def sessions(
 ) -> Events[Session]:
     """Traces TCP sessions that end from now on, until closed.
 
-    With `existing` also those that are older than the trace; with `still_open` those that are open at its end, and
-    with `every` those that are open after each so many seconds. The filters are those of filters.constants,
-    `options` those of Events. Raises TcpobsError.
+    With `existing` also those that are older than the trace; with `still_open` those that are open at its
+    end, and with `every` those that are open after each so many seconds. The filters are those of
+    filters.constants, `options` those of Events. Raises TcpobsError.
 
     with tcpobs.sessions(remote_ports=[443]) as events:
         for session in events:

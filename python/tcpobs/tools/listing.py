@@ -12,6 +12,7 @@ import time
 from tcpobs import events, host, privileges
 from tcpobs.clock import Clock
 from tcpobs.columns import CSV, JSON, TEXT, WIDE, Table
+from tcpobs.errors import TcpobsError
 from tcpobs.output import Output
 
 TYPE_CHECKING = False
@@ -21,6 +22,7 @@ if TYPE_CHECKING:
 
     from tcpobs.columns import Column
     from tcpobs.events import Events, Options
+    from tcpobs.privileges import Capability
     from tcpobs.records import WithEndpoints
 
     R = TypeVar("R", bound=WithEndpoints)
@@ -31,6 +33,13 @@ if TYPE_CHECKING:
         local_ports: list[int] | None
         remote_ports: list[int] | None
         ip: int | None
+        networks: list[str] | None
+        netns: int | None
+        pid: int | None
+        uid: int | None
+        comm: str | None
+        cgroup: str | None
+        container: str | None
 
 
 LOSSES_SECONDS = 1.0
@@ -50,6 +59,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     family = parser.add_mutually_exclusive_group()
     family.add_argument("-4", "--ipv4", action="store_true", help="only IPv4")
     family.add_argument("-6", "--ipv6", action="store_true", help="only IPv6")
+    add("-x", "--extended", action="store_true", help="more columns: see below")
+    add("-p", "--pid", type=_pid, metavar="PID", help="only of this process")
+    add("--comm", metavar="NAME", help="only of processes with this name")
+    add("--uid", type=_uid, metavar="USER", help="only of this user: a name or a number")
+    add("--cgroup", metavar="PATH", help="only of this cgroup, and those below it")
+    add("--container", metavar="ID", help="only of the container whose id begins so, or of a systemd unit")
+    add("--net", type=_networks, metavar="NETS", help="only with either end in one of these (10.0.0.0/8,::1)")
+    add("--netns", type=_netns, metavar="NS", help="only of this network namespace: its name, file, or inode")
     add("-d", "--duration", type=seconds, metavar="SECONDS", help="end after this time")
     add(
         "--buffer-size",
@@ -71,6 +88,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--hook", choices=host.HOOKS, help=argparse.SUPPRESS)
     add("--storage", choices=host.STORAGES, help=argparse.SUPPRESS)
     add("--transport", choices=host.TRANSPORTS, help=argparse.SUPPRESS)
+    add("--accept", choices=host.ACCEPTS, help=argparse.SUPPRESS)
 
 
 def filters(arguments: argparse.Namespace) -> Filters:
@@ -79,6 +97,13 @@ def filters(arguments: argparse.Namespace) -> Filters:
         "local_ports": arguments.localport,
         "remote_ports": arguments.remoteport,
         "ip": 4 if arguments.ipv4 else 6 if arguments.ipv6 else None,
+        "networks": arguments.net,
+        "netns": arguments.netns,
+        "pid": arguments.pid,
+        "uid": arguments.uid,
+        "comm": arguments.comm,
+        "cgroup": arguments.cgroup,
+        "container": arguments.container,
     }
 
 
@@ -92,6 +117,7 @@ def options(arguments: argparse.Namespace) -> Options:
         "hook": arguments.hook,
         "storage": arguments.storage,
         "transport": arguments.transport,
+        "accept": arguments.accept,
     }
 
 
@@ -101,12 +127,15 @@ def run(
     record: type[R],
     start: Callable[[], Events[R]],
     also: Callable[[R, Clock], None] | None = None,
+    keep: Sequence[Capability] = (),
 ) -> None:
     """Prints a header, then a row for each event until stopped; tells losses on standard error.
 
     SIGINT, SIGTERM, the duration's end and a closed pipe end it. `also` is called with each event after
-    its row is out.
+    its row is out. `keep` are the capabilities that `start`'s trace needs while it runs.
     """
+    if arguments.pid and not os.path.exists(f"/proc/{arguments.pid}"):
+        print(f"tcpobs {arguments.tool}: there is no process {arguments.pid} now; going on", file=sys.stderr)
     if arguments.verbose:
         from tcpobs.libbpf.library import show_messages
 
@@ -117,12 +146,11 @@ def run(
     with start() as trace:
         stopping.when_asked(trace.stop)
         trace.stop_when_broken(output.fd)
-        mode = JSON if arguments.json else CSV if arguments.csv else WIDE if arguments.wide else TEXT
         shown = [*clock.columns(arguments.time, arguments.timestamp), *columns]
-        table = Table(shown, mode, record)
+        table = Table(shown, mode(arguments), record)
         output.write(table.header())
         # Nothing below opens a file, or imports a module, that only a privileged user could read.
-        privileges.give_up()
+        privileges.give_up(*keep)
         told, look = events.Losses(), time.monotonic() + LOSSES_SECONDS
         # Nothing below makes reference cycles; looking for them would double the cost of a batch.
         gc.disable()
@@ -139,6 +167,16 @@ def run(
                     told = _tell(trace.losses, told)
         finally:
             _tell(trace.losses, told)
+
+
+def milliseconds(ns: int) -> float:
+    """Nanoseconds in ms, cut to whole microseconds as the originals do it."""
+    return ns // 1000 / 1000
+
+
+def mode(arguments: argparse.Namespace) -> str:
+    """The mode of output that these flags mean."""
+    return JSON if arguments.json else CSV if arguments.csv else WIDE if arguments.wide else TEXT
 
 
 def _tell(losses: events.Losses, told: events.Losses) -> events.Losses:
@@ -206,6 +244,50 @@ def _ports(text: str) -> list[int]:
             raise argparse.ArgumentTypeError(f"{part!r} is not a port: give 0 to 65535, like 80,443")
         ports.append(port)
     return ports
+
+
+def _pid(text: str) -> int:
+    pid = whole_number(text, 1, (1 << 22) - 1)
+    if pid is None:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a PID")
+    return pid
+
+
+def _uid(text: str) -> int:
+    uid = whole_number(text, 0, (1 << 32) - 2)
+    if uid is not None:
+        return uid
+    from pwd import getpwnam
+
+    try:
+        return getpwnam(text).pw_uid
+    except (KeyError, ValueError):
+        raise argparse.ArgumentTypeError(f"there is no user {text!r}: give a name or a number") from None
+
+
+def _networks(text: str) -> list[str]:
+    from tcpobs import filters
+
+    networks = text.split(",")
+    try:
+        filters.constants(networks=networks)
+    except TcpobsError as error:
+        raise argparse.ArgumentTypeError(str(error)) from None
+    return networks
+
+
+def _netns(text: str) -> int:
+    inode = whole_number(text, 1, (1 << 32) - 1)
+    if inode is not None:
+        return inode
+    path = text if "/" in text else f"/run/netns/{text}"
+    try:
+        return os.stat(path).st_ino
+    except (OSError, ValueError) as error:
+        why = error.strerror if isinstance(error, OSError) else error
+        raise argparse.ArgumentTypeError(
+            f"{path!r}: {why}; give a name of `ip netns`, a file like /proc/PID/ns/net, or its inode number"
+        ) from None
 
 
 def seconds(text: str) -> float:

@@ -6,12 +6,12 @@ from tcpobs import filters
 from tcpobs.columns import Column
 from tcpobs.events import Events
 from tcpobs.records import StateChange
-from tcpobs.tools import listing
+from tcpobs.tools import listing, owners
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     import argparse
-    from collections.abc import Iterable
+    from collections.abc import Iterable, Sequence
 
     from typing_extensions import Unpack
 
@@ -28,7 +28,11 @@ examples:
 
 C-PID and C-COMM are the task on the CPU at that moment. It need not be the socket's owner: a packet
 changes states on whatever task it interrupts. MS is the time spent in OLDSTATE, 0.000 when the socket
-was not seen before."""
+was not seen before.
+
+-x adds the owner, as it is known then: PID and COMM, who connected, accepted, listened or closed, the
+latest of them, or who held the socket when tcpobs began (0 and -: nobody is known); TID and UID, NETNS,
+CONTAINER and CGROUP. The filters by owner (-p, --comm, --uid, --cgroup, --container) are by this one."""
 
 COLUMNS = (
     Column("SKADDR", "skaddr", "%-16x", csv="%x", json="{:x}".format),
@@ -41,9 +45,24 @@ COLUMNS = (
     Column("RPORT", "endpoints.rport", "%-5d"),
     Column("OLDSTATE", "transition.old", "%-11s"),
     Column("NEWSTATE", "transition.new", "%-11s", before=" -> "),
-    Column("MS", "span_ns", "%.3f", csv="%.3f", convert=lambda ns: ns // 1000 / 1000),
+    Column("MS", "span_ns", "%.3f", csv="%.3f", convert=listing.milliseconds),
     Column("SPAN_NS", "span_ns", None, csv=None),
 )
+
+MS_ALIGNED = Column("MS", "span_ns", "%-10.3f", csv="%.3f", convert=listing.milliseconds)
+
+OWNER = (
+    Column("PID", "owner.pid", "%-7d"),
+    Column("COMM", "owner.comm", "%-15.15s", free=True),
+)
+
+
+def columns(arguments: argparse.Namespace) -> Sequence[Column]:
+    """Those that these flags mean; -x aligns MS, which is the last without it."""
+    if not arguments.extended and not arguments.json:
+        return COLUMNS
+    shown = [MS_ALIGNED if column.header == "MS" else column for column in COLUMNS]
+    return [*shown, *OWNER, *owners.columns()]
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -65,11 +84,12 @@ def run(arguments: argparse.Namespace) -> None:
         from tcpobs.journal import Journal
 
         log = Journal().log
+    extended = arguments.extended or arguments.json
     listing.run(
         arguments,
-        COLUMNS,
+        columns(arguments),
         StateChange,
-        lambda: states(**listing.filters(arguments), **listing.options(arguments)),
+        lambda: states(owners=extended, **listing.filters(arguments), **listing.options(arguments)),
         also=log,
     )
 
