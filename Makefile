@@ -133,9 +133,9 @@ check: $(VENV)/dev.stamp $(VENV)/bin/tcpobs ## ruff, mypy, clang-format
 	@$(VENV)/bin/ruff check --quiet .
 	@$(VENV)/bin/ruff format --quiet --check .
 	@$(VENV)/bin/mypy
-	@$(VENV)/bin/clang-format --dry-run --Werror bpf/*.[ch] bench/*.c tests/wheel/*.c tests/live/argdist/*.c
+	@$(VENV)/bin/clang-format --dry-run --Werror bpf/*.[ch] bench/*.c tests/*/*.c tests/live/argdist/*.c
 
-test: $(VENV)/dev.stamp $(VENV)/bin/tcpobs wheel check ## everything is checked and tested, here and on other kernels
+test: $(VENV)/dev.stamp $(VENV)/bin/tcpobs wheel check build/debian-podman.stamp ## everything is checked and tested, here and on other kernels
 	@$(VENV)/bin/pytest
 	@$(MAKE) --no-print-directory test-vm
 
