@@ -112,14 +112,11 @@ def _network(network: IPv4Network | IPv6Network) -> Value:
 
 def _cgroup(path: str | None, container: str | None) -> tuple[int, int]:
     """The id of the cgroup that is asked for, and its depth below the root."""
-    if path and container:
+    if path is not None and container is not None:
         raise TcpobsError("a cgroup and a container cannot both be asked for: a container is a cgroup")
-    if not path and not container:
+    if path is None and container is None:
         return 0, 0
-    from tcpobs import cgroups
+    from tcpobs.cgroups import Cgroups
 
-    if path:
-        return cgroups.find(path)
-    assert container
-    _, id, level = cgroups.find_container(container)
+    _, id, level = Cgroups().find(path) if path is not None else Cgroups().find_container(container or "")
     return id, level

@@ -64,6 +64,12 @@ LOCKDOWN = "/sys/kernel/security/lockdown"
 _OBJECTS = os.path.join(os.path.dirname(__file__), "_objects")
 
 
+def describe(way: Way) -> str:
+    """A way in words: `tp_btf, sk_storage, ringbuf, accept by fexit`."""
+    *parts, accept = way
+    return ", ".join([*parts, *([f"accept by {accept}"] if accept != "none" else [])])
+
+
 def ways(
     hook: str | None = None,
     storage: str | None = None,
@@ -160,7 +166,7 @@ def refusal(failures: Sequence[tuple[Way, LibbpfError]], btf: str | None = None)
     way, error = failures[0]
     said = _verdict(error.log)
     return HostError(
-        f"the kernel did not take the program ({', '.join(way)}): {error}" + (f"; {said}" if said else ""),
+        f"the kernel did not take the program ({describe(way)}): {error}" + (f"; {said}" if said else ""),
         "-v shows all that was said",
     )
 

@@ -105,6 +105,13 @@ def _address(family: int, field: object) -> str:
     return inet_ntop(AF_INET6, field)
 
 
+def printable(text: str) -> str:
+    r"""A text that somebody else chose, safe to print: what is not printable is escaped, as \xNN."""
+    if text.isprintable():
+        return text
+    return "".join(c if c.isprintable() else ascii(c)[1:-1] for c in text)
+
+
 class Task(Record):
     """A process: the kernel's `struct task` of events.h."""
 
@@ -118,10 +125,7 @@ class Task(Record):
         r"""The task's name, safe to print: what is not printable, or not UTF-8, is escaped as \xNN."""
         field = self[self.fields["comm"]]
         assert isinstance(field, bytes)
-        text = field.split(b"\0", 1)[0].decode("utf-8", "backslashreplace")
-        if text.isprintable():
-            return text
-        return "".join(c if c.isprintable() else ascii(c)[1:-1] for c in text)
+        return printable(field.split(b"\0", 1)[0].decode("utf-8", "backslashreplace"))
 
 
 class Owner(Task):

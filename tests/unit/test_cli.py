@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import errno
 import gc
+import os
 import signal
 from typing import TYPE_CHECKING
 
@@ -60,12 +61,9 @@ def refused(arguments: list[str], captured: Captured) -> str:
         (["states", "life"], "life"),
         (["states", "--nothing"], "--nothing"),
         (["life", "--nothing"], "--nothing"),
-        (["states", "-p", "1"], "-p"),
+        (["states", "--existing"], "--existing"),
+        (["life", "--every", "0"], "'0' is not a number of seconds above 0"),
         (["life", "-Y"], "-Y"),
-        (["life", "-p", "abc"], "'abc' is not a PID"),
-        (["life", "-p", "0"], "'0' is not a PID"),
-        (["life", "-p", "4194304"], "'4194304' is not a PID"),
-        (["life", "-p", ""], "'' is not a PID"),
     ],
     ids=repr,
 )
@@ -96,6 +94,20 @@ def test_wrong_call(arguments: list[str], names: str, capsys: Captured) -> None:
         (["--buffer-size", "M"], "'M' is not a size"),
         (["--max-sockets", "0"], "'0' is not a whole number from 1 to 4294967295"),
         (["--max-sockets", "4294967296"], "'4294967296' is not a whole number"),
+        (["-p", "abc"], "'abc' is not a PID"),
+        (["-p", "0"], "'0' is not a PID"),
+        (["-p", "4194304"], "'4194304' is not a PID"),
+        (["-p", ""], "'' is not a PID"),
+        (["--uid", "no-such-user"], "there is no user 'no-such-user': give a name or a number"),
+        (["--uid", "a\0b"], "there is no user"),
+        (["--uid", "4294967295"], "there is no user"),
+        (["--net", "10.0.0.0/33"], "give an address or a network"),
+        (["--net", "localhost"], "give an address or a network"),
+        (["--net", ""], "give an address or a network"),
+        (["--netns", "no-such-namespace"], "'/run/netns/no-such-namespace': No such file or directory; give"),
+        (["--netns", "0"], "/run/netns/0"),
+        (["--netns", "a\0b"], "give a name of `ip netns`"),
+        (["--accept", "nothing"], "nothing"),
         (["--hook", "nothing"], "nothing"),
         (["--storage", "nothing"], "nothing"),
     ],
@@ -112,7 +124,7 @@ def test_wrong_call_of_a_tool(tool: str, arguments: list[str], names: str, capsy
 @pytest.mark.parametrize("tool", TOOLS)
 def test_nothing_asked_for(tool: str, monkeypatch: pytest.MonkeyPatch) -> None:
     arguments = parsed(monkeypatch, tool)
-    assert listing.filters(arguments) == {"local_ports": None, "remote_ports": None, "ip": None}
+    assert set(listing.filters(arguments).values()) == {None}
     assert listing.options(arguments) == {
         "duration": None,
         "buffer_size": 8 << 20,
@@ -121,19 +133,34 @@ def test_nothing_asked_for(tool: str, monkeypatch: pytest.MonkeyPatch) -> None:
         "hook": None,
         "storage": None,
         "transport": None,
+        "accept": None,
     }
-    flags = ("time", "timestamp", "wide", "csv", "json", "verbose", "ebpf")
+    flags = ("time", "timestamp", "wide", "csv", "json", "extended", "verbose", "ebpf")
     assert not any(getattr(arguments, flag) for flag in flags)
 
 
 @pytest.mark.parametrize("tool", TOOLS)
 def test_all_asked_for(tool: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    filters = "-L 80,443 -D 0,65535 -6"
+    filters = (
+        "-L 80,443 -D 0,65535 -6 --net 10.0.0.0/8,::1 --netns /proc/self/ns/net -p 181 --uid root --comm nc"
+    )
     options = (
         "-d 2.5 --buffer-size 64k --max-sockets 5 --btf F --hook tp_btf --storage hash --transport perfbuf"
+        " --accept syscall"
     )
-    arguments = parsed(monkeypatch, tool, "-Ttwv", *filters.split(), *options.split())
-    assert listing.filters(arguments) == {"local_ports": [80, 443], "remote_ports": [0, 65535], "ip": 6}
+    arguments = parsed(monkeypatch, tool, "-Ttwv", *filters.split(), *options.split(), "--cgroup", "/a b")
+    assert listing.filters(arguments) == {
+        "local_ports": [80, 443],
+        "remote_ports": [0, 65535],
+        "ip": 6,
+        "networks": ["10.0.0.0/8", "::1"],
+        "netns": os.stat("/proc/self/ns/net").st_ino,
+        "pid": 181,
+        "uid": 0,
+        "comm": "nc",
+        "cgroup": "/a b",
+        "container": None,
+    }
     assert listing.options(arguments) == {
         "duration": 2.5,
         "buffer_size": 65536,
@@ -142,6 +169,7 @@ def test_all_asked_for(tool: str, monkeypatch: pytest.MonkeyPatch) -> None:
         "hook": "tp_btf",
         "storage": "hash",
         "transport": "perfbuf",
+        "accept": "syscall",
     }
     assert all(getattr(arguments, flag) for flag in ("time", "timestamp", "wide", "verbose"))
 
@@ -166,8 +194,9 @@ def test_flag(tool: str, flag: str, name: str, monkeypatch: pytest.MonkeyPatch) 
 
 
 @pytest.mark.parametrize("flag", ["-p", "--pid"])
-def test_pid(flag: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    assert parsed(monkeypatch, "life", flag, "181").pid == 181
+@pytest.mark.parametrize("tool", TOOLS)
+def test_pid(tool: str, flag: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert parsed(monkeypatch, tool, flag, "181").pid == 181
 
 
 @pytest.mark.parametrize("flag", ["-Y", "--journal"])

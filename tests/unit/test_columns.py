@@ -109,9 +109,9 @@ class Change(NamedTuple):
     ms: float
 
     def packed(self, time_ns: int) -> bytes:
-        """struct state_change of bpf/events.h."""
+        """struct state_change of bpf/events.h, its owner not known."""
         return struct.pack(
-            "=QQQ40sI16sHH",
+            "=QQQ40sI16sHH40x",
             self.skaddr,
             time_ns,
             round(self.ms * 1e6),
@@ -139,7 +139,7 @@ class End(NamedTuple):
     def packed(self, time_ns: int) -> bytes:
         """struct session of bpf/events.h; a byte short of one KiB more than is shown."""
         return struct.pack(
-            "=QQQQ40sI16sI",
+            "=QQQQ40sI16s92x",
             time_ns,
             round(self.ms * 1e6),
             self.tx_kb * 1024 + 1023,
@@ -147,7 +147,6 @@ class End(NamedTuple):
             packed_endpoints(self),
             self.pid,
             self.comm.encode() if self.pid else b"",
-            0,
         )
 
 

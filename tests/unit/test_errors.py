@@ -165,11 +165,23 @@ def test_maps_are_charged_as_locked_memory(monkeypatch: pytest.MonkeyPatch) -> N
         (None, None, list(host.WAYS)),
         ("tp_btf", None, [way for way in host.WAYS if way.hook == "tp_btf"]),
         (None, "hash", [way for way in host.WAYS if way.storage == "hash"]),
-        ("tracepoint", "hash", [TRACEPOINT, TRACEPOINT._replace(transport="perfbuf")]),
+        ("tracepoint", "hash", [way for way in host.WAYS if way.hook == "tracepoint"]),
     ],
 )
-def test_ways(hook: str | None, storage: str | None, found: list[Way]) -> None:
+def test_ways(
+    hook: str | None, storage: str | None, found: list[Way], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(os.path, "exists", lambda _: True)
     assert host.ways(hook, storage) == found
+
+
+def test_what_a_kernel_lacks_is_tried_last(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(os.path, "exists", lambda path: path not in (host.FTRACE, host.KPROBES))
+    found = host.ways()
+    assert sorted(found) == sorted(host.WAYS)
+    assert found[0] == Way("tp_btf", "hash", "ringbuf", "syscall")
+    missing = [way.accept in ("fexit", "kretprobe") for way in found]
+    assert missing == sorted(missing)
 
 
 def test_no_way() -> None:

@@ -23,6 +23,7 @@ from xml.etree import ElementTree
 
 from live.tcp import ALL_WAYS
 from live.test_fields import FIELDS
+from tcpobs import host
 from vm import kernels, machine, roots
 from vm.packages import BUILD, ROOT, PackageError
 
@@ -158,7 +159,7 @@ def _read(outcome: Outcome, junit: str) -> None:
 
 # ---- the report
 
-WAYS = {"-".join(way): ", ".join(way) for way in ALL_WAYS}
+WAYS = {"-".join(way): host.describe(way) for way in ALL_WAYS}
 SUBJECTS = {
     **WAYS,
     "test_types_from_a_file": "types from a file (`--btf`)",

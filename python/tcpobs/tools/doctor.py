@@ -198,6 +198,7 @@ def _mechanisms(btf: str | None) -> list[Finding]:
             ("hook", host.HOOKS),
             ("storage", host.STORAGES),
             ("transport", host.TRANSPORTS),
+            ("accept", host.ACCEPTS[:-1]),
         )
         for choice in choices
     ]
@@ -209,7 +210,8 @@ def _mechanism(part: str, choice: str, btf: str | None) -> Finding:
         return Finding(name, None, "not looked at, for want of privileges", "")
     forced: Options = {"btf": btf}
     forced[part] = choice  # type: ignore[literal-required]
-    works, text, _ = _tried(lambda: states(**forced))  # its programs are the most
+    # The programs of states are the most; it looks at who accepts if owners are asked for.
+    works, text, _ = _tried(lambda: states(owners=part == "accept", **forced))
     # Nobody needs all of them: what to do is said where a tool cannot run.
     return Finding(name, works, text, "")
 
@@ -224,7 +226,7 @@ def _tried(start: Callable[[], Events[Any]]) -> tuple[bool, str, str]:
     """Whether it traces; how, or why not; and what to do."""
     try:
         with start() as events:
-            return True, ", ".join(events.way), ""
+            return True, host.describe(events.way), ""
     except LibraryMissing as error:
         return False, str(error), REINSTALL
     except HostError as error:

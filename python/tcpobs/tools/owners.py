@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from tcpobs.columns import Column
+from tcpobs.records import printable
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -24,7 +25,7 @@ def columns() -> list[Column]:
     cgroups = Cgroups()
 
     def path(cgroup: int) -> str:
-        return cgroups.path(cgroup) or "-"
+        return printable(cgroups.path(cgroup) or "-")
 
     def part(name: str) -> Callable[[int], str | None]:
         return lambda cgroup: getattr(container(path(cgroup)), name, None)
@@ -42,7 +43,7 @@ def columns() -> list[Column]:
             json=full,
             free=True,
         ),
-        Column("CGROUP", "cgroup", "%s", convert=path, json=lambda cgroup: cgroups.path(cgroup), free=True),
+        Column("CGROUP", "cgroup", "%s", convert=path, json=lambda cgroup: known(path(cgroup)), free=True),
         Column("CGROUP_ID", "cgroup", None, csv=None),
         Column("RUNTIME", "cgroup", None, csv=None, convert=part("runtime")),
         Column("POD", "cgroup", None, csv=None, convert=part("pod")),
