@@ -16,6 +16,7 @@ from tcpobs.errors import HostError, TcpobsError
 from tcpobs.libbpf.btf import Btf, Kind
 from tcpobs.libbpf.errors import LibbpfError, LibraryMissing
 from tcpobs.libbpf.object import Object
+from tcpobs.libbpf.program import takes_fexit
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -57,7 +58,6 @@ _TRANSPORT_MAPS = {"ringbuf": "ring_buffer", "perfbuf": "perf_buffers"}
 
 KERNEL_BTF = "/sys/kernel/btf/vmlinux"
 KPROBES = "/sys/bus/event_source/devices/kprobe"
-FTRACE = "/proc/sys/kernel/ftrace_enabled"
 PARANOID = "/proc/sys/kernel/perf_event_paranoid"
 LOCKDOWN = "/sys/kernel/security/lockdown"
 
@@ -83,9 +83,9 @@ def ways(
         given = [(name, choice) for name, choice in zip(Way._fields, forced) if choice]
         raise TcpobsError(" does not go with ".join(f"--{name} {choice}" for name, choice in given))
     # What a kernel plainly lacks is tried last: hearing it say so takes time.
-    missing = [
-        accept for accept, needed in (("fexit", FTRACE), ("kretprobe", KPROBES)) if not os.path.exists(needed)
-    ]
+    missing = ["kretprobe"] if not os.path.exists(KPROBES) else []
+    if len(found) > 1 and found[0].accept == "fexit" and not takes_fexit():
+        missing.append("fexit")
     return sorted(found, key=lambda way: way.accept in missing)
 
 
@@ -201,10 +201,10 @@ def _cause(way: Way, error: LibbpfError, btf: str | None, forced: bool) -> tuple
             f"kernel.perf_event_paranoid of {paranoid} closes perf events, as Debian's kernels do it",
             "sysctl kernel.perf_event_paranoid=2, or give the capability CAP_SYS_ADMIN",
         )
-    if forced and "kprobe" in (way.hook, way.accept[3:]) and not os.path.exists(KPROBES):
+    if forced and "probe" in way.hook + way.accept and not os.path.exists(KPROBES):
         return "this kernel has no kprobes (CONFIG_KPROBES)", "use another hook"
-    if forced and way.accept == "fexit" and not os.path.exists(FTRACE):
-        return "this kernel has no fexit (CONFIG_DYNAMIC_FTRACE)", "do without --accept"
+    if forced and way.accept == "fexit" and not takes_fexit():
+        return "this kernel takes no fexit programs", "do without --accept"
     if error.errno == errno.EPERM and error.what.startswith("perf_buffer"):
         return (
             "perf buffers of this size take the capability CAP_IPC_LOCK, or RLIMIT_MEMLOCK",

@@ -271,7 +271,7 @@ def test_a_way_that_this_kernel_has_not(tool: str) -> None:
     """A refusal names the cause. (That all others work is what the tests with `way` are for.)"""
     why = {
         "CONFIG_KPROBES": "no kprobes (CONFIG_KPROBES)",
-        "CONFIG_DYNAMIC_FTRACE": "no fexit (CONFIG_DYNAMIC_FTRACE)",
+        "no fexit": "takes no fexit programs",
         "Linux 5.11": "bpf_sk_storage_get",
     }
     for way in ALL_WAYS:

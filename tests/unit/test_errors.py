@@ -172,11 +172,13 @@ def test_ways(
     hook: str | None, storage: str | None, found: list[Way], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(os.path, "exists", lambda _: True)
+    monkeypatch.setattr(host, "takes_fexit", lambda: True)
     assert host.ways(hook, storage) == found
 
 
 def test_what_a_kernel_lacks_is_tried_last(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(os.path, "exists", lambda path: path not in (host.FTRACE, host.KPROBES))
+    monkeypatch.setattr(os.path, "exists", lambda path: path != host.KPROBES)
+    monkeypatch.setattr(host, "takes_fexit", lambda: False)
     found = host.ways()
     assert sorted(found) == sorted(host.WAYS)
     assert found[0] == Way("tp_btf", "hash", "ringbuf", "syscall")

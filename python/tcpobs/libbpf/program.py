@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import ctypes
+import errno
 import os
-from ctypes import c_bool, c_char, c_char_p, c_size_t, c_uint8, c_uint32, c_uint64, c_ulong, c_void_p
+from ctypes import c_bool, c_char, c_char_p, c_int, c_size_t, c_uint8, c_uint32, c_uint64, c_ulong, c_void_p
 
+from tcpobs.libbpf.errors import LibbpfError
 from tcpobs.libbpf.library import library
 from tcpobs.libbpf.resource import Handle, Resource
 
@@ -185,6 +187,43 @@ class Program(Handle):
                 self.handle, pid, os.fsencode(path), provider.encode(), name.encode(), None
             )
         )
+
+
+class _LoadOptions(ctypes.Structure):
+    """The start of struct bpf_prog_load_opts of bpf.h."""
+
+    _fields_ = [
+        ("sz", c_size_t),
+        ("attempts", c_int),
+        ("expected_attach_type", c_uint32),
+        ("prog_btf_fd", c_uint32),
+        ("prog_flags", c_uint32),
+        ("prog_ifindex", c_uint32),
+        ("kern_version", c_uint32),
+        ("attach_btf_id", c_uint32),
+    ]
+
+
+_TRACING, _FEXIT = 26, 25
+"""BPF_PROG_TYPE_TRACING and BPF_TRACE_FEXIT of include/uapi/linux/bpf.h."""
+
+_RETURN_0 = bytes([0xB7, 0, 0, 0, 0, 0, 0, 0, 0x95, 0, 0, 0, 0, 0, 0, 0])
+"""r0 = 0; exit."""
+
+
+def takes_fexit() -> bool:
+    """Whether the kernel takes fexit programs from this process, found out in a few µs.
+
+    It is given one for the kernel's type 1, which is no function: EINVAL is for that, and any other error
+    comes earlier, and for all of them.
+    """
+    options = _LoadOptions(sz=ctypes.sizeof(_LoadOptions), expected_attach_type=_FEXIT, attach_btf_id=1)
+    arguments = (_TRACING, None, b"Dual BSD/GPL", _RETURN_0, len(_RETURN_0) // 8, ctypes.byref(options))
+    try:
+        os.close(library().bpf_prog_load(*arguments))
+    except LibbpfError as error:
+        return error.errno == errno.EINVAL
+    return True
 
 
 class _ProbeOptions(ctypes.Structure):
