@@ -61,6 +61,9 @@ KPROBES = "/sys/bus/event_source/devices/kprobe"
 PARANOID = "/proc/sys/kernel/perf_event_paranoid"
 LOCKDOWN = "/sys/kernel/security/lockdown"
 
+NO_TRACEFS = ("tracefs is not mounted", "mount -t tracefs tracefs /sys/kernel/tracing")
+"""Cause and remedy."""
+
 _OBJECTS = os.path.join(os.path.dirname(__file__), "_objects")
 
 
@@ -164,9 +167,10 @@ def refusal(failures: Sequence[tuple[Way, LibbpfError]], btf: str | None = None)
         if known:
             return HostError(*known)
     way, error = failures[0]
-    said = _verdict(error.log)
+    lines = error.verdict[-1:] or error.log.strip().splitlines()[:1]  # what says most
+    said = "".join(f"; {line.strip()}" for line in lines)
     return HostError(
-        f"the kernel did not take the program ({describe(way)}): {error}" + (f"; {said}" if said else ""),
+        f"the kernel did not take the program ({describe(way)}): {error}{said}",
         "-v shows all that was said",
     )
 
@@ -192,7 +196,7 @@ def _cause(way: Way, error: LibbpfError, btf: str | None, forced: bool) -> tuple
             "give it with --btf FILE, or take a kernel built with CONFIG_DEBUG_INFO_BTF",
         )
     if way.hook == "tracepoint" and not tracefs():
-        return "tracefs is not mounted", "mount -t tracefs tracefs /sys/kernel/tracing"
+        return NO_TRACEFS
     if error.errno == errno.EACCES and "perf event ID" in error.log:
         return "tracefs may not be read", "it takes root, or the capability CAP_DAC_READ_SEARCH"
     paranoid = read(PARANOID).strip()
@@ -216,14 +220,6 @@ def _cause(way: Way, error: LibbpfError, btf: str | None, forced: bool) -> tuple
             "raise it (ulimit -l unlimited), or give the capability CAP_SYS_RESOURCE",
         )
     return None
-
-
-def _verdict(log: str) -> str:
-    """The line of a log that says most: the verifier's last before its statistics, else libbpf's first."""
-    _, begun, verifier = log.partition("-- BEGIN PROG LOAD LOG --\n")
-    lines = (verifier.partition("\n-- END PROG LOAD LOG --")[0] if begun else log).strip().splitlines()
-    lines = [line.strip() for line in lines if not line.startswith("processed ")]
-    return lines[-1 if begun else 0] if lines else ""
 
 
 def _limits_locked_memory() -> bool:

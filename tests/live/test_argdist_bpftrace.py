@@ -35,18 +35,6 @@ def program(tmp_path_factory: pytest.TempPathFactory) -> str:
     return gcc(tmp_path_factory.mktemp("work") / "program", "workload.c")
 
 
-@pytest.fixture(scope="module", autouse=True)
-def tracefs() -> Iterator[None]:
-    """bpftrace needs it for everything."""
-    place = "/sys/kernel/tracing"
-    mounted = Path(place, "events").exists()
-    if not mounted:
-        subprocess.run(["mount", "-t", "tracefs", "tracefs", place], check=True)
-    yield
-    if not mounted:
-        subprocess.run(["umount", place], check=True)
-
-
 class Peer:
     """bpftrace, armed; it ends when the process that works does."""
 

@@ -18,6 +18,13 @@ class LibbpfError(Exception):
         self.errno = errno
         self.log = log
 
+    @property
+    def verdict(self) -> list[str]:
+        """What the verifier said, line by line, without its statistics; empty if it said nothing."""
+        _, _, said = self.log.partition("-- BEGIN PROG LOAD LOG --\n")
+        lines = said.partition("-- END PROG LOAD LOG --")[0].splitlines()
+        return [line for line in lines if line.strip() and not line.startswith("processed ")]
+
 
 class LibraryMissing(LibbpfError):
     """libbpf.so.1 cannot be loaded, or is older than this binding needs."""

@@ -8,6 +8,7 @@ import errno
 import os
 import struct
 
+from tcpobs import host
 from tcpobs.errors import HostError, TcpobsError
 from tcpobs.libbpf.btf import Btf, Kind
 from tcpobs.libbpf.btf import Type as BtfType
@@ -279,13 +280,7 @@ def matching(pattern: str) -> list[str]:
     """The kernel's functions that can be probed and match, as far as tracefs tells what can."""
     import fnmatch
 
-    for folder in ("/sys/kernel/tracing", "/sys/kernel/debug/tracing"):
-        try:
-            with open(f"{folder}/available_filter_functions") as file:
-                names = [line.split(None, 1)[0] for line in file]
-            break
-        except OSError:
-            continue
-    else:
-        names = list(Symbols().addresses)
+    place = host.tracefs()
+    listed = host.read(f"{place}/available_filter_functions") if place else ""
+    names = [line.split(None, 1)[0] for line in listed.splitlines()] or list(Symbols().addresses)
     return sorted(set(fnmatch.filter(names, pattern)))

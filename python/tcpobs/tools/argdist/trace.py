@@ -349,16 +349,14 @@ def _refusal(probe: ProbePlan, error: LibbpfError) -> TcpobsError:
     if error.errno in (errno.EPERM, errno.EACCES) and not privileges.may_trace():
         return HostError(*host.unprivileged())
     if probe.target == TRACEPOINT and not host.tracefs():
-        return HostError("tracefs is not mounted", "mount -t tracefs tracefs /sys/kernel/tracing")
-    if "-- BEGIN PROG LOAD LOG --" in error.log:
-        _, _, said = error.log.partition("-- BEGIN PROG LOAD LOG --\n")
-        lines = said.partition("-- END PROG LOAD LOG --")[0].strip().splitlines()
-        unknown = re.search(r"(?:invalid|unknown) func \S*#(\d+)", said)
+        return HostError(*host.NO_TRACEFS)
+    said = error.verdict
+    if said:
+        unknown = re.search(r"(?:invalid|unknown) func \S*#(\d+)", "\n".join(said))
         if unknown and int(unknown[1]) in _HELPERS:
             name, version = _HELPERS[int(unknown[1])]
             return TcpobsError(f"cannot attach {probe.text}: this kernel has no {name} ({version})")
-        last = [line for line in lines if not line.startswith("processed ")][-3:]
-        return TcpobsError(f"the kernel does not take the program for {probe.text}: {'; '.join(last)}")
+        return TcpobsError(f"the kernel does not take the program for {probe.text}: {'; '.join(said[-3:])}")
     if probe.target == KERNEL and not os.path.exists(host.KPROBES):
         return HostError(
             f"{probe.text}: kernel functions cannot be probed here, with neither fentry nor kprobes",

@@ -123,7 +123,7 @@ def _field(declared: str, offset: int, size: int, signed: bool) -> Field:
 def _events() -> str:
     place = host.tracefs()
     if place is None:
-        raise HostError("tracefs is not mounted", "mount -t tracefs tracefs /sys/kernel/tracing")
+        raise HostError(*host.NO_TRACEFS)
     return os.path.join(place, "events")
 
 
