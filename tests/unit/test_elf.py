@@ -14,7 +14,8 @@ from hypothesis import strategies as st
 
 from tcpobs.errors import TcpobsError
 from tcpobs.tools.argdist import elf as elf_module
-from tcpobs.tools.argdist.elf import Elf, UsdtArgument, nearest
+from tcpobs.tools.argdist.elf import Elf, UsdtArgument
+from tcpobs.tools.argdist.names import nearest
 
 from .built import build, run
 

@@ -20,6 +20,7 @@ from tcpobs.tools.argdist.plan import (
     Plan,
     ProbePlan,
     ValuePlan,
+    histogram_slots,
 )
 from tcpobs.tools.argdist.plan import KERNEL as KERNEL_FUNCTION
 from tcpobs.tools.argdist.scope import COMM, Scope
@@ -263,13 +264,11 @@ class _Program:
         converted = f"{wide} value = ({self._declarations.cast(type)})({value.code});"
         if self._options.linear:
             low, high, step = self._options.linear
-            slots = (high - low) // step + 3
             slot = f"linear(value, {low}ll, {high}ll, {step})"
         else:
-            slots = 65
             slot = f"power(value, {'value < 0' if signed else 'false'})"
         return (
-            f"SLOTS(slots_{self._number}, {slots});\n",
+            f"SLOTS(slots_{self._number}, {histogram_slots(self._options.linear)});\n",
             [converted, "", f"SLOT(slots_{self._number}, {slot});"],
         )
 

@@ -55,19 +55,11 @@ def compile(source: str, include: Sequence[str] = (), defines: Sequence[str] = (
     text = source.encode()
     # A user's headers may include others: what counts is what the preprocessor makes of them all.
     key = _key(command, _run([*command, "-E", "-"], text) if include else text)
-    folder = _open_cache()
-    if folder is None:
-        return _compiled(command, text)
-    try:
-        object = _read(folder, key)
-        if object is None:
-            object = _compiled(command, text)
-            with suppress(OSError):
-                _write(folder, key, object)
-                _drop_oldest(folder)
-        return object
-    finally:
-        os.close(folder)
+    object = recall(key)
+    if object is None:
+        object = _compiled(command, text)
+        keep(key, object)
+    return object
 
 
 def key(inputs: Sequence[str], defines: Sequence[str] = ()) -> str:

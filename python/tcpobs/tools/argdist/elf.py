@@ -5,7 +5,6 @@ Read by hand, the tables it needs and no more: a library has thousands of symbol
 
 from __future__ import annotations
 
-import difflib
 import os
 import re
 import struct
@@ -16,7 +15,7 @@ from tcpobs.errors import TcpobsError
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Collection, Iterator
+    from collections.abc import Iterator
     from typing import BinaryIO, NamedTuple
 
     from typing_extensions import Self
@@ -412,19 +411,6 @@ class Elf:
         ):
             if _checksum(path) == checksum:
                 yield from _opened(path)
-
-
-def nearest(name: str, names: Collection[str]) -> list[str]:
-    """Up to three that are spelled nearly so, the nearest first."""
-    # Comparing is slow, and there may be 50,000: first those of nearly its length that share its letters.
-    letters = set(name)
-    spread = max(2, len(name) // 3)
-    alike = [
-        other
-        for other in names
-        if abs(len(other) - len(name)) <= spread and len(letters.symmetric_difference(other)) <= spread + 1
-    ]
-    return difflib.get_close_matches(name, alike, 3)
 
 
 def _string(text: bytes, place: int) -> str:

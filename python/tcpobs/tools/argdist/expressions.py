@@ -13,7 +13,8 @@ from functools import cache
 from pycparser import c_ast, c_parser
 
 from tcpobs.tools.argdist import types
-from tcpobs.tools.argdist.kernel import nearest
+from tcpobs.tools.argdist.names import did_you_mean
+from tcpobs.tools.argdist.tracepoints import REL_LOC
 from tcpobs.tools.argdist.types import Array, Float, Function, Integer, Pointer, Record, Void, size_of
 
 TYPE_CHECKING = False
@@ -205,13 +206,13 @@ class Rewriter:
             if not record.size:
                 raise self._error(node, f"{name} is not defined in what is known here")
             raise self._error(
-                node, f"{name} has no field {node.name!r}{nearest(node.name, list(record.names()))}"
+                node, f"{name} has no field {node.name!r}{did_you_mean(node.name, list(record.names()))}"
             )
         field = way[-1]
         offset = sum(step.offset for step in way)
         if field.located:  # the lower half is an offset: from the event's start, or from behind the field
             self._declarations.use(record, replace(field, type=types.INTEGERS["u32"], offset=offset))
-            start = offset // 8 + 4 if field.located == "rel_loc" else 0
+            start = offset // 8 + 4 if field.located == REL_LOC else 0
             code = f"((const char *){place.pointer} + {start} + ({place.pointer}->{field.name} & 0xffff))"
             return Value(f"({self._declarations.cast(field.type)}){code}", field.type, KERNEL)
         self._declarations.use(record, replace(field, offset=offset))
@@ -277,15 +278,10 @@ class Rewriter:
         if isinstance(measured, Place) and measured.bits:
             raise self._error(node, "a bit field has no size")
         type = measured.type if isinstance(measured, (Value, Place)) else measured
-        if isinstance(type, Record) and type.kernel and self._declarations.name(type):
-            return Value(
-                f"bpf_core_type_size({self._declarations.name(type)})",
-                types.UNSIGNED_LONG,
-                self._scope.memory,
-            )
-        if not size_of(type):
+        code = self._size_code(type)
+        if code == "0":
             raise self._error(node, "this has no size")
-        return Value(f"{size_of(type)}ul", types.UNSIGNED_LONG, self._scope.memory)
+        return Value(f"{code}ul" if code.isdigit() else code, types.UNSIGNED_LONG, self._scope.memory)
 
     def _address(self, node: c_ast.Node, place: Value | Place) -> Value:
         if isinstance(place, Value) or place.bits:
@@ -364,7 +360,8 @@ class Rewriter:
             sign = "-" if node.op == "-" else ""
             return Value(self._moved(pointer, f"{sign}{_operand(other.code)}"), pointer.type, memory)
         if node.op == "-" and isinstance(other.type, Pointer):
-            size = self._size_code(pointer.type.target)
+            target = pointer.type.target
+            size = "1" if isinstance(target, Void) else self._size_code(target)
             return Value(
                 f"divide((s64){_operand(left.code)} - (s64){_operand(right.code)}, {size})",
                 types.LONG,
@@ -373,9 +370,9 @@ class Rewriter:
         raise self._error(node, f"{node.op} is not for pointers: cast them to u64 first")
 
     def _size_code(self, type: Type) -> str:
-        if isinstance(type, Record) and type.kernel:
-            return f"bpf_core_type_size({self._declarations.name(type)})"
-        return str(size_of(type) or 1)
+        """A number; of a kernel's struct what it comes to on the kernel it runs on."""
+        name = self._declarations.name(type) if isinstance(type, Record) and type.kernel else ""
+        return f"bpf_core_type_size({name})" if name else str(size_of(type))
 
     def _visit_ternaryop(self, node: c_ast.TernaryOp) -> Value:
         condition = self._scalar(node.cond)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import ctypes
-import difflib
 import errno
 import os
 import struct
@@ -14,12 +13,11 @@ from tcpobs.libbpf.btf import Btf, Kind
 from tcpobs.libbpf.btf import Type as BtfType
 from tcpobs.libbpf.errors import LibbpfError, LibraryMissing
 from tcpobs.tools.argdist import types
+from tcpobs.tools.argdist.names import did_you_mean
 from tcpobs.tools.argdist.types import Array, Field, Float, Function, Integer, Pointer, Record
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Collection, Iterator
-
     from tcpobs.tools.argdist.types import Type
 
 KALLSYMS = "/proc/kallsyms"
@@ -130,10 +128,6 @@ class KernelTypes:
         prototype = self._convert(found.target)
         return prototype if isinstance(prototype, Function) else None
 
-    def functions(self) -> Iterator[str]:
-        """The names of all functions that the BTF has."""
-        return (type.name for type in self._btf if type.kind is Kind.FUNC)
-
     def constant(self, name: str) -> int | None:
         """An enumerator's value, or that of one of the GFP flags."""
         if name in _GFP_SUMS:
@@ -239,7 +233,7 @@ class Symbols:
         made = [symbol for symbol in self.addresses if symbol.startswith(parts)]
         if made:
             return f"the compiler made {made[0]} of this kernel function, and it cannot be probed by its name"
-        close = nearest(name, self.addresses)
+        close = did_you_mean(name, self.addresses)
         return f"the kernel has no function {name!r}, or inlines it wherever it is called{close}"
 
 
@@ -263,17 +257,6 @@ def is_ambiguous(function: str) -> bool:
         os.close(fd)
         return False
     return ctypes.get_errno() == errno.EADDRNOTAVAIL
-
-
-def nearest(name: str, names: Collection[str]) -> str:
-    """What to add to an error about a name that is not known: `; did you mean a, b?`, or nothing.
-
-    Names that begin with it come first: a kernel's functions get suffixes.
-    """
-    longer = sorted((known for known in names if known.startswith(name) and name), key=len)[:3]
-    alike = [known for known in names if abs(len(known) - len(name)) < 4 and known not in longer]
-    close = [*longer, *difflib.get_close_matches(name, alike, 3, 0.6)][:3]
-    return f"; did you mean {', '.join(close)}?" if close else ""
 
 
 def matching(pattern: str) -> list[str]:

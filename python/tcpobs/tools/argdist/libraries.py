@@ -8,7 +8,7 @@ import stat
 import struct
 
 from tcpobs.errors import TcpobsError
-from tcpobs.tools.argdist.elf import nearest
+from tcpobs.tools.argdist.names import nearest
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -28,8 +28,8 @@ _FOLDERS = (
 )
 _CACHE_FLAGS = {"x86_64": 0x303, "aarch64": 0xA03}
 """In the cache: of libc 6, and of this machine."""
-_PARTS_OF_LIBC = {"pthread", "dl", "rt", "util"}
-"""Libraries of their own before glibc 2.34; never in musl."""
+PARTS_OF_LIBC = {"pthread", "dl", "rt", "util"}
+"""Libraries of their own before glibc 2.34, and empty since; never in musl."""
 _MOST_LINKS = 40
 
 
@@ -43,7 +43,7 @@ def find_binary(name: str, pid: int | None = None) -> str:
     root = "" if pid is None else f"/proc/{pid}/root"
     if "/" in name:
         return _at_path(name, pid)
-    for attempt in (name, "c") if name in _PARTS_OF_LIBC else (name,):
+    for attempt in (name, "c") if name in PARTS_OF_LIBC else (name,):
         path = (_of_process(attempt, pid) if pid is not None else None) or _installed(attempt, root)
         if path:
             return path

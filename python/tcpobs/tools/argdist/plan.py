@@ -79,12 +79,15 @@ class ProbePlan(_Probe):
     @property
     def slots(self) -> int:
         """How many counters it has, where it counts in slots."""
-        if self.report == COUNT:
-            return 1
-        if self.linear is None:
-            return 65
-        low, high, step = self.linear
-        return (high - low) // step + 3
+        return 1 if self.report == COUNT else histogram_slots(self.linear)
+
+
+def histogram_slots(linear: tuple[int, int, int] | None) -> int:
+    """How many slots it has: the powers of two and one for below 0, or the steps and one at each end."""
+    if linear is None:
+        return 65
+    low, high, step = linear
+    return (high - low) // step + 3
 
 
 class Plan(_Plan):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from tcpobs.tools.argdist import types
 from tcpobs.tools.argdist.expressions import Value
-from tcpobs.tools.argdist.kernel import nearest
+from tcpobs.tools.argdist.names import did_you_mean
 from tcpobs.tools.argdist.types import Array, Pointer
 
 TYPE_CHECKING = False
@@ -52,7 +52,7 @@ class TypeNames:
         found = self.find(words)
         if found is None:
             name = " ".join(words)
-            close = nearest(name, list(types.INTEGERS))
+            close = did_you_mean(name, list(types.INTEGERS))
             hint = close or "; a struct is known by `struct NAME`, and -I HEADER brings more"
             raise self._specifier.error(f"unknown type {name!r}{hint}", start)
         for _ in range(stars):
@@ -137,9 +137,9 @@ class Scope:
         if name == "$retval":
             return "$retval is known at the return only: use r:..."
         if name.startswith("$"):
-            return f"unknown {name}{nearest(name, list(self.names))}"
+            return f"unknown {name}{did_you_mean(name, list(self.names))}"
         known = [*self.names, *self._parameters]
-        close = nearest(name, known)
+        close = did_you_mean(name, known)
         return (
             f"unknown name {name!r}{close or '; a macro is given with -D NAME=VALUE, or its header with -I'}"
         )
@@ -149,7 +149,7 @@ class Scope:
         if self.specifier.kind != "r":
             raise error("$entry is for returns (r:...): here it is the parameter itself")
         if name not in self._parameters:
-            raise error(f"there is no parameter {name!r}{nearest(name, list(self._parameters))}")
+            raise error(f"there is no parameter {name!r}{did_you_mean(name, list(self._parameters))}")
         type = self._parameters[name]
         memory = "user" if isinstance(type, Pointer) and type.user else self.memory
         return self.entries.setdefault(name, Value(f"entry_{name}", type, memory))

@@ -7,8 +7,10 @@ from dataclasses import dataclass, field
 
 from tcpobs.errors import TcpobsError
 from tcpobs.libbpf.resource import Resource
-from tcpobs.tools.argdist import types
-from tcpobs.tools.argdist.kernel import KernelTypes, Symbols, matching, nearest
+from tcpobs.tools.argdist import tracepoints, types
+from tcpobs.tools.argdist.kernel import KernelTypes, Symbols, matching
+from tcpobs.tools.argdist.libraries import PARTS_OF_LIBC, find_binary
+from tcpobs.tools.argdist.names import did_you_mean
 from tcpobs.tools.argdist.plan import KERNEL, TRACEPOINT, USDT, USER
 from tcpobs.tools.argdist.scope import TypeNames
 from tcpobs.tools.argdist.types import Array, Field, Float, Function, Integer, Pointer, Record, size_of
@@ -23,11 +25,6 @@ if TYPE_CHECKING:
     from tcpobs.tools.argdist.specifier import Parameter, Specifier
     from tcpobs.tools.argdist.tracepoints import Field as EventField
     from tcpobs.tools.argdist.types import Type
-
-_IN_LIBC = ("pthread", "dl", "rt", "util")
-"""Libraries that are empty since glibc 2.34: libc has what was in them."""
-
-LOCATED = ("data_loc", "rel_loc")
 
 
 @dataclass(frozen=True)
@@ -131,18 +128,18 @@ class Targets(Resource):
                 raise specifier.error(message, specifier.function.start)
             return Target(USER, place, found, TypeNames(specifier, []), wildcard=True)
         symbols = elf.find(name)
-        if not symbols and place in _IN_LIBC:
+        if not symbols and place in PARTS_OF_LIBC:
             place = "c"
             elf, dwarf = self._open(specifier, place)
             symbols = elf.find(name)
         if not symbols:
-            message = f"{place} has no function {name!r}{nearest(name, elf.functions())}"
+            message = f"{place} has no function {name!r}{did_you_mean(name, elf.functions())}"
             raise specifier.error(message, specifier.function.start)
         if len(symbols) > 1:
             message = f"{place} has {len(symbols)} functions {name!r}: a wildcard counts them all"
             raise specifier.error(message, specifier.function.start)
         if symbols[0].indirect:
-            chosen = nearest(name, [n for n in elf.functions() if name in n and n != name])
+            chosen = did_you_mean(name, [n for n in elf.functions() if name in n and n != name])
             message = f"{name!r} is chosen when the program starts (IFUNC), and cannot be probed{chosen}"
             raise specifier.error(message, specifier.function.start)
         names = TypeNames(specifier, [dwarf, self._headers, _libc(), self.kernel])
@@ -155,7 +152,6 @@ class Targets(Resource):
         """A library or program, and its types."""
         from tcpobs.tools.argdist.dwarf import DwarfTypes
         from tcpobs.tools.argdist.elf import Elf
-        from tcpobs.tools.argdist.libraries import find_binary
 
         if place not in self._files:
             try:
@@ -168,8 +164,6 @@ class Targets(Resource):
     # ---- events
 
     def _tracepoint(self, specifier: Specifier) -> Target:
-        from tcpobs.tools.argdist import tracepoints
-
         category, event = specifier.library.text, specifier.function.text
         names = TypeNames(specifier, [self.kernel, self._headers])
         try:
@@ -179,9 +173,7 @@ class Targets(Resource):
                 raise
             raise specifier.error(str(error), specifier.library.start) from None
         fields = [
-            Field(
-                f.name, _tracepoint_type(f, names), f.offset * 8, located=f.kind if f.kind in LOCATED else ""
-            )
+            Field(f.name, _tracepoint_type(f, names), f.offset * 8, located=f.kind if f.is_located else "")
             for f in found.fields
         ]
         record = Record("struct", f"{event}_event", found.size, lambda: fields)
@@ -192,7 +184,7 @@ class Targets(Resource):
         place = specifier.library.text
         elf, dwarf = self._open(specifier, place)
         probes = elf.usdt()
-        if not probes and place in _IN_LIBC:
+        if not probes and place in PARTS_OF_LIBC:
             place = "c"
             elf, dwarf = self._open(specifier, place)
             probes = elf.usdt()
@@ -200,7 +192,7 @@ class Targets(Resource):
         found = [p for p in probes if p.name == name and provider in ("", p.provider)]
         if not found:
             known = sorted({f"{p.provider}.{p.name}" for p in probes})
-            close = nearest(name, {p.name for p in probes})
+            close = did_you_mean(name, {p.name for p in probes})
             hint = close or (f": it has {', '.join(known[:5])}" if known else ": it has none at all")
             message = f"{place} has no USDT probe {specifier.function.text!r}{hint}"
             raise specifier.error(message, specifier.function.start)
@@ -277,12 +269,12 @@ def _tracepoint_type(field: EventField, names: TypeNames) -> Type:
     target = names.find(words.words) if words else None
     sign = "s" if field.signed else "u"
     integer = types.INTEGERS.get(f"{sign}{field.size * 8}", types.LONG)
-    if field.kind == "array":
+    if field.kind == tracepoints.ARRAY:
         element = target if target is not None and size_of(target) else types.INTEGERS["u8"]
         return Array(element, field.size // size_of(element))
-    if field.kind in LOCATED:
+    if field.is_located:
         return Pointer(target if target is not None and size_of(target) else types.CHAR)
-    if field.kind == "pointer":
+    if field.kind == tracepoints.POINTER:
         stars = words.stars if words else 1
         pointed: Type = target if target is not None else types.VOID
         for _ in range(max(stars, 1)):

@@ -8,10 +8,11 @@ from dataclasses import dataclass
 
 from tcpobs import host
 from tcpobs.errors import HostError, TcpobsError
+from tcpobs.tools.argdist.names import did_you_mean
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator
+    from collections.abc import Iterator
 
 NUMBER, POINTER, ARRAY, DATA_LOC, REL_LOC = "number", "pointer", "array", "data_loc", "rel_loc"
 """The kinds of fields.
@@ -36,6 +37,11 @@ class Field:
     size: int
     signed: bool
     kind: str
+
+    @property
+    def is_located(self) -> bool:
+        """Whether only the place of the data is here."""
+        return self.kind in (DATA_LOC, REL_LOC)
 
 
 @dataclass(frozen=True)
@@ -143,17 +149,10 @@ def _closed(error: OSError) -> HostError:
 def _unknown(events: str, category: str, name: str) -> str:
     categories = _folders(events)
     if category not in categories:
-        return f"there are no tracepoints of category {category!r}{_nearest(category, categories)}"
+        return f"there are no tracepoints of category {category!r}{did_you_mean(category, categories)}"
     names = _folders(os.path.join(events, category))
     elsewhere = [
         f"{other}:{name}" for other in categories if os.path.isdir(os.path.join(events, other, name))
     ]
-    hint = f"; there is {' and '.join(elsewhere)}" if elsewhere else _nearest(name, names)
+    hint = f"; there is {' and '.join(elsewhere)}" if elsewhere else did_you_mean(name, names)
     return f"there is no tracepoint {category}:{name}{hint}"
-
-
-def _nearest(name: str, names: Iterable[str]) -> str:
-    from difflib import get_close_matches
-
-    near = get_close_matches(name, names)
-    return f"; did you mean {' or '.join(near)}?" if near else ""
