@@ -26,8 +26,7 @@ enum {
 	BPF_MAP_TYPE_PERCPU_HASH = 5,
 	BPF_MAP_TYPE_PERCPU_ARRAY = 6,
 };
-enum { BPF_ANY, BPF_NOEXIST, BPF_EXIST };
-enum { BPF_F_NO_PREALLOC = 1 };
+enum { BPF_ANY, BPF_NOEXIST };
 
 #if defined(__TARGET_ARCH_x86)
 /* arch/x86/include/asm/ptrace.h */
@@ -58,8 +57,10 @@ struct pt_regs;
 
 /* ---- reading memory: a value that cannot be read is 0 */
 
-/* Where a field is on this kernel. (A pointer is a variable first: clang does not nest what CO-RE is made
- * of.) */
+/*
+ * Where a field is on this kernel.
+ * (A pointer is a variable first: clang does not nest what CO-RE is made of.)
+ */
 #define address(pointer, field)                                                                              \
 	({                                                                                                   \
 		__auto_type at_ = pointer;                                                                   \
@@ -196,8 +197,10 @@ INLINE bool ours(void)
 
 /* ---- counting */
 
-/* Which of each two maps is counted in; the reader changes it, waits for who is in a program, and reads the
- * other. */
+/*
+ * Which of each two maps is counted in. The reader changes it, waits for who is in a program, and reads
+ * the other.
+ */
 volatile int half = 0;
 
 /* What was lost, for each specifier. */
@@ -293,8 +296,7 @@ INLINE u32 linear(s64 value, s64 low, s64 high, s64 step)
 
 /* ---- from a call to its return */
 
-/* A call is known by its thread and where its frame is on the stack: so recursion and interrupts are told
- * apart. */
+/* A call is known by its thread and its frame's place on the stack, so recursion and interrupts are apart. */
 struct call {
 	u64 thread;
 	u64 frame;

@@ -118,4 +118,4 @@ def rewriter(expression: str, memory: str = "user", kind: str = "p") -> tuple[Re
 
 def value(expression: str, memory: str = "user", kind: str = "p") -> Value:
     """The expression, rewritten."""
-    return rewriter(expression, memory, kind)[0].value()
+    return rewriter(expression, memory, kind)[0].as_number()

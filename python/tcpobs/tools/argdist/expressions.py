@@ -76,22 +76,13 @@ def _parser() -> c_parser.CParser:
     return c_parser.CParser()
 
 
-def rewrite(part: Part, scope: Scope, declarations: Declarations) -> Value:
-    """A specifier's expression, rewritten. Raises SpecifierError, with the place in the specifier."""
-    return Rewriter(part, scope, declarations).value()
-
-
 class Rewriter:
-    """Of one expression."""
+    """Of one expression. Raises SpecifierError, with the place in the specifier."""
 
     def __init__(self, part: Part, scope: Scope, declarations: Declarations) -> None:
         self._part = part
         self._scope = scope
         self._declarations = declarations
-
-    def value(self) -> Value:
-        """What it comes to."""
-        return self._load(self._unless_too_deep(self._visit, self._parse()))
 
     # ---- syntax
 

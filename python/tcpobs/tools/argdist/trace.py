@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from typing import Union
 
     from tcpobs.libbpf.program import Program
+    from tcpobs.tools.argdist.elf import Elf
     from tcpobs.tools.argdist.plan import Plan, ProbePlan
 
     Values = tuple[Union[int, bytes, str], ...]
@@ -88,7 +89,11 @@ class Trace(Resource):
             self.way[number] += 1
             if self.way[number] == len(plan.probes[number].ways):
                 raise _refusal(plan.probes[number], error)
-        self._barrier = Barrier()
+        try:
+            self._barrier = Barrier()
+        except BaseException:
+            self._object.close()
+            raise
 
     def _start(self, data: bytes, btf: str | None) -> tuple[int, LibbpfError] | None:
         """Loads and attaches everything; or gives back which specifier could not be, and why."""
@@ -203,10 +208,9 @@ class Trace(Resource):
         Counts are by values; those of a histogram by (slot,), the one of calls by ().
         """
         before = self._half
-        if self._object.loaded:
-            self._half = 1 - before
-            self._object.variables["half"] = self._half
-            self._barrier.wait()
+        self._half = 1 - before
+        self._object.variables["half"] = self._half
+        self._barrier.wait()
         lost = self._object.variables["lost"]
         assert isinstance(lost, list)
         found = []
@@ -298,13 +302,10 @@ def _pattern(probe: ProbePlan) -> str:
     return specifier.parse(probe.text).function.text
 
 
-def _matching_symbols(probe: ProbePlan, elf: object) -> dict[int, str]:
+def _matching_symbols(probe: ProbePlan, elf: Elf) -> dict[int, str]:
     """The functions that match, by offset; of several names the one with fewest underscores."""
     import fnmatch
 
-    from tcpobs.tools.argdist.elf import Elf
-
-    assert isinstance(elf, Elf)
     pattern = _pattern(probe)
     found: dict[int, str] = {}
     for name, symbols in elf.functions().items():
