@@ -83,7 +83,7 @@ def ways(
     forced = (hook, storage, transport, accept)
     found = [way for way in WAYS if all(want in (None, part) for want, part in zip(forced, way))]
     if not found:
-        given = [(name, choice) for name, choice in zip(Way._fields, forced) if choice]
+        given = [(name, choice) for name, choice in zip(Way._fields, forced) if choice not in (None, "none")]
         raise TcpobsError(" does not go with ".join(f"--{name} {choice}" for name, choice in given))
     # What a kernel plainly lacks is tried last: hearing it say so takes time.
     missing = ["kretprobe"] if not os.path.exists(KPROBES) else []

@@ -10,7 +10,7 @@ import struct
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
-from typing import NamedTuple, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 import pytest
 
@@ -226,8 +226,9 @@ def only_second_program(monkeypatch: pytest.MonkeyPatch) -> None:
     """Attaches no first tp_btf program from now on, as if the kernel skipped it each time."""
     open_object = host.open_object
 
-    def without_first(tool: str, way: host.Way, btf: str | None = None) -> tuple[Object, list[str]]:
-        object, programs = open_object(tool, way, btf)
-        return object, [program for program in programs if program.endswith("_again")]
+    def without_first(tool: str, way: host.Way, *others: Any) -> tuple[Object, list[str]]:
+        object, programs = open_object(tool, way, *others)
+        first = f"{tool}_{way.hook}"
+        return object, [program for program in programs if program != first]
 
     monkeypatch.setattr(host, "open_object", without_first)

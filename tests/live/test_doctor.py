@@ -44,13 +44,14 @@ def test_what_it_says_of_each_mechanism_is_so() -> None:
     """It agrees with what is known of this kernel, and with what the tools then do."""
     status, findings = doctor()
     assert status == 0
-    for part in ("hook", "storage", "transport"):
-        for choice in {getattr(way, part) for way in ALL_WAYS}:
+    for part in ("hook", "storage", "transport", "accept"):
+        for choice in {getattr(way, part) for way in ALL_WAYS} - {"none"}:
             works = any(not limit(way) for way in ALL_WAYS if getattr(way, part) == choice)
             assert findings[f"{part} {choice}"]["works"] is works
     best = next(way for way in host.WAYS if not limit(way))
-    for tool in ("states", "life"):
-        assert findings[f"tcpobs {tool}"]["text"] == ", ".join(best)
+    assert findings["tcpobs life"]["text"] == host.describe(best)
+    best = next(way for way in host.WAYS if way.accept == "none" and not limit(way))
+    assert findings["tcpobs states"]["text"] == host.describe(best)
 
 
 def test_without_privileges() -> None:

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 import tcpobs
-from live.tcp import client_first, connect, gather
+from live.tcp import WAYS, client_first, connect, gather
 from tcpobs import host
 from tcpobs.libbpf import Btf, Kind, library
 
@@ -36,6 +36,22 @@ FIELDS = {
     "tcp_sock.inet_conn.icsk_inet.inet_sport": "moves with every change of struct sock",
     "tcp_sock.bytes_acked": "moved when tcp_sock was sorted by cache lines (Linux 6.8)",
     "tcp_sock.bytes_received": "moved when tcp_sock was sorted by cache lines (Linux 6.8)",
+    f"{SOCK}.__sk_common.skc_flags": "",
+    f"{SOCK}.__sk_common.skc_net.net": "",
+    f"{SOCK}.sk_err": "",
+    f"{SOCK}.sk_shutdown": "",
+    f"{SOCK}.sk_lingertime": "",
+    "tcp_sock.inet_conn.icsk_ca_ops": "",
+    "tcp_sock.inet_conn.icsk_retransmits": "",
+    "tcp_sock.inet_conn.icsk_probes_out": "",
+    "tcp_sock.srtt_us": "",
+    "tcp_sock.rtt_min.s[0].v": "",
+    "tcp_sock.total_retrans": "",
+    "tcp_sock.lost": "",
+    "tcp_sock.segs_in": "",
+    "tcp_sock.segs_out": "",
+    "tcp_sock.data_segs_in": "",
+    "tcp_sock.delivered": "",
 }
 """The fields of a socket, by their path from the struct that reads start at."""
 
@@ -44,6 +60,43 @@ TRACEPOINT = {
     "trace_event_raw_inet_sock_set_state.oldstate",
     "trace_event_raw_inet_sock_set_state.newstate",
 }
+
+SYSTEM_CALL = {"x86_64": "pt_regs.orig_ax", "aarch64": "pt_regs.syscallno"}[os.uname().machine]
+
+OTHERS = {
+    "bpf_iter__bpf_map_elem.key",
+    "bpf_iter__bpf_map_elem.meta",
+    "bpf_iter__bpf_map_elem.value",
+    "bpf_iter__task_file.file",
+    "bpf_iter__task_file.task",
+    "bpf_iter_meta.seq",
+    "cgroup.kn",
+    "cgroup.level",
+    "cred.uid.val",
+    "css_set.dfl_cgrp",
+    "fdtable.fd",
+    "fdtable.max_fds",
+    "file.f_inode",
+    "file.private_data",
+    "files_struct.fdt",
+    "inode.i_mode",
+    "kernfs_node.id",
+    "net.ns.inum",
+    SYSTEM_CALL,
+    "socket.sk",
+    "task_struct.cgroups",
+    "task_struct.comm",
+    "task_struct.cred",
+    "task_struct.files",
+    "task_struct.flags",
+    "task_struct.pid",
+    "task_struct.tgid",
+    "tcp_congestion_ops.name",
+}
+"""The fields of what else is looked at."""
+
+ANCESTORS = {"cgroup.ancestors", "cgroup.ancestor_ids"}
+"""Of which a kernel has one: the second before Linux 6.1."""
 
 
 @pytest.fixture
@@ -66,7 +119,9 @@ def places(messages: list[str]) -> dict[str, int]:
 
 def offset(type: Type, path: str) -> int:
     """Where a field is, in bits, as the kernel's BTF has it: the names between may be anonymous."""
-    name, _, rest = path.partition(".")
+    name, _, rest = path.replace("[0]", "").partition(".")
+    if type.resolve().kind is Kind.ARRAY:
+        type = type.resolve().target
     for member in type.resolve().members:
         if member.name == name:
             return member.offset + (offset(member.type, rest) if rest else 0)
@@ -83,18 +138,21 @@ def test_each_field_is_found_where_the_kernel_has_it(
     messages: list[str], record_testsuite_property: Callable[[str, object], None]
 ) -> None:
     for tool in ("states", "life"):
-        for way in host.ways(storage="hash", transport="ringbuf"):
-            with host.open_object(tool, way)[0] as object:
-                object.load()
-    found = places(messages)
+        iterators = ["snapshot", *["open_hash"] * (tool == "life")]
+        for way in WAYS:
+            if (way.storage, way.transport) == ("hash", "ringbuf"):
+                with host.open_object(tool, way, None, iterators)[0] as object:
+                    object.load()
+    found = {path: place for path, place in places(messages).items() if "." in path}
     assert {path for path in found if path.startswith("tcp_sock.")} == set(FIELDS)
-    assert {path for path in found if path.startswith("trace_event_raw_")} == TRACEPOINT
+    assert len(ANCESTORS & set(found)) == 1
+    assert set(found) - set(FIELDS) - ANCESTORS == TRACEPOINT | OTHERS
     with Btf.of_kernel() as btf:
-        for path in {*FIELDS, *TRACEPOINT}:
+        for path in found:
             struct_name, _, fields = path.partition(".")
             type = btf.find(struct_name, Kind.STRUCT)
             assert type
-            assert offset(type, fields) == found[path] * 8
+            assert offset(type, fields) == found[path] * 8, path
     for path in FIELDS:
         record_testsuite_property(f"field {path}", found[path])
 

@@ -83,6 +83,7 @@ def test_bytes_addresses_and_duration(family: int, way: Options) -> None:
 def serve(listener: socket.socket, end: Callable[[socket.socket], None]) -> None:
     server, _ = listener.accept()
     server.recv(1)  # now the client's connect() has returned
+    server.sendall(b"!")
     end(server)
 
 
@@ -118,6 +119,7 @@ def test_owners(
             with child(lambda: serve(listener, server_ends)) as server_pid:
                 client_end = socket.create_connection(listener.getsockname()[:2])
                 client_end.sendall(b"!")
+                client_end.recv(1)  # now the server's accept() has
                 client_ends(client_end)
             client, server = both(gather(events, of_port(port, 2)), port)
         assert client.pid == os.getpid()
