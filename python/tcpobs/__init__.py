@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from tcpobs.tools.life import sessions
     from tcpobs.tools.states import states
 
-__version__ = "0.3.0"
+__version__ = "0.4.0"
 
 __all__ = ["Events", "Losses", "Session", "StateChange", "TcpobsError", "sessions", "states"]
 
