@@ -195,9 +195,13 @@ def child(work: Callable[[], None]) -> Iterator[int]:
 
 
 def is_tracing(pid: int) -> bool:
-    """Whether this tcpobs has attached everything: it has given up its capabilities (proc_pid_status(5))."""
+    """Whether this tcpobs has attached everything: it has given up its capabilities (proc_pid_status(5)).
+
+    All of them, or but for CAP_BPF, where it still looks at maps.
+    """
     with open(f"/proc/{pid}/status") as file:
-        return f"CapPrm:\t{0:016x}\n" in file
+        permitted = next(line.split()[1] for line in file if line.startswith("CapPrm:"))
+    return int(permitted, 16) in (0, 1 << 39)
 
 
 def programs_of(pid: int) -> set[int]:

@@ -104,6 +104,54 @@ def test_rows_come_within_a_moment_into_a_pipe(tool: str) -> None:
         finish(command)
 
 
+def test_extended_in_each_mode(tool: str) -> None:
+    """-x: the same in text, CSV and JSON, but for what JSON has null."""
+    with (
+        running(tool, "-x") as (in_text, names),
+        running(tool, "-x", "-s") as (in_csv, header),
+        running(tool, "--json") as (in_json, _),
+    ):
+        _, port = end_pair()
+        texts = [line.replace(" -> ", " ").split() for line in finish(in_text)[0].splitlines()]
+        rows = list(csv.DictReader([header, *finish(in_csv)[0].splitlines()]))
+        objects = [json.loads(line) for line in finish(in_json)[0].splitlines()]
+    columns = names.replace("->", "").split()
+    texts = [row for row in texts if str(port) in row]
+    rows = [row for row in rows if str(port) in (row["LPORT"], row["RPORT"])]
+    objects = [row for row in objects if port in (row["lport"], row["rport"])]
+    assert len(texts) == len(rows) == len(objects) == (12 if tool == "states" else 2)
+    last = {"CGROUP", "NETNS", "UID", "TID"} | ({"PID"} if tool == "states" else {"END", "CC"})
+    for text, row, object in zip(texts, rows, objects):
+        assert len(text) == len(columns)
+        for name in last:
+            value = object[name.lower()]
+            assert row[name] == ("-" if value is None else str(value))
+            assert text[columns.index(name)] == row[name]
+    assert {row["netns"] for row in objects} == {os.stat("/proc/self/ns/net").st_ino}
+    assert objects[-1]["pid"] == objects[-1]["tid"] == os.getpid()
+    assert objects[-1]["uid"] == 0
+
+
+def test_open_sessions(family: int) -> None:
+    """--every while it runs, --open at its end, --existing those from before: each with a `+`."""
+    before = connect(family)
+    flags = ["-s", "--existing", "--every", "0.1", "--open"]
+    with running("life", *flags) as (command, _), before.client, before.server:
+        pair = connect(family)
+        assert command.stdout
+        with pair.client, pair.server:
+            rows: list[list[str]] = []
+            ports = {str(port) for port in (*pair.ports, *before.ports)}
+            while ports - {row[4] for row in rows if row[9].endswith("+")}:
+                rows += csv.reader([command.stdout.readline()])
+            out, err = finish(command)
+    assert err == ""
+    at_the_end = [row for row in csv.reader(out.splitlines()) if {row[4], row[6]} <= ports]
+    assert {row[4] for row in at_the_end} == ports
+    assert all(row[9].endswith("+") for row in at_the_end)
+    assert {int(row[0]) for row in at_the_end} == {os.getpid()}
+
+
 def test_csv_and_json_say_the_same(family: int) -> None:
     with running("life", "-s", "-t") as (in_csv, header), running("life", "--json") as (in_json, _):
         _, port = end_pair(family)

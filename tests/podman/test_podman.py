@@ -20,6 +20,7 @@ from typing import NamedTuple
 
 import pytest
 
+import tcpobs
 from live.tcp import DEADLINE, wait
 from tcpobs.cgroups import Cgroup, Cgroups, Container, container
 
@@ -135,7 +136,9 @@ def test_podman(parent: str, root: Path, folder: Path) -> None:
                 assert known.find_container(prefix) == Cgroup(path, id, path.count("/"))
             assert known.find(path).id == id
 
-            # HERE: around this, tcpobs.sessions(); the server's session.cgroup is `id`.
-            talk(server.port)
+            with tcpobs.sessions(local_ports=[server.port]) as events:
+                talk(server.port)
+                session = next(iter(events))
+            assert (session.owner.pid, session.cgroup) == (server.pid, id)
         assert known.path(id) == path
         assert not os.path.exists(known.mount + path)
