@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import os
 import re
 import signal
@@ -12,6 +13,9 @@ from contextlib import contextmanager
 from pathlib import Path
 from statistics import median
 from typing import TYPE_CHECKING
+
+from tcpobs.libbpf import library
+from tcpobs.libbpf.program import ProgramInfo
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
@@ -61,6 +65,18 @@ def fd_infos(pid: int) -> list[dict[str, str]]:
             continue
         infos.append({name: value.strip() for name, _, value in (line.partition(":") for line in lines)})
     return infos
+
+
+def program_name(number: int) -> str:
+    """The name of a BPF program, cut to 15 bytes, by its id."""
+    fd = library().bpf_prog_get_fd_by_id(number)
+    info = ProgramInfo()
+    size = ctypes.c_uint32(ctypes.sizeof(info))
+    try:
+        library().bpf_obj_get_info_by_fd(fd, ctypes.byref(info), ctypes.byref(size))
+    finally:
+        os.close(fd)
+    return bytes(info.name).decode()
 
 
 @contextmanager

@@ -24,12 +24,10 @@ R = TypeVar("R", bound=WithEndpoints)
 LOOPBACK = {socket.AF_INET: "127.0.0.1", socket.AF_INET6: "::1"}
 ALL_WAYS = [
     host.Way("tp_btf", "sk_storage", "ringbuf", "fexit"),
-    host.Way("tp_btf", "sk_storage", "ringbuf", "none"),
-    host.Way("tp_btf", "hash", "ringbuf", "fexit"),
     host.Way("tp_btf", "hash", "ringbuf", "kretprobe"),
     host.Way("tp_btf", "hash", "ringbuf", "syscall"),
-    host.Way("tracepoint", "hash", "ringbuf", "syscall"),
-    host.Way("kprobe", "hash", "ringbuf", "kretprobe"),
+    host.Way("tracepoint", "hash", "ringbuf", "none"),
+    host.Way("kprobe", "hash", "ringbuf", "fexit"),
     host.Way("tp_btf", "hash", "perfbuf", "syscall"),
     host.Way("tracepoint", "hash", "perfbuf", "none"),
 ]
@@ -49,6 +47,8 @@ def limit(way: host.Way) -> str:
 
 
 WAYS = [way for way in ALL_WAYS if not limit(way)]
+if limit(ALL_WAYS[0]) == "no fexit":
+    WAYS.append(ALL_WAYS[0]._replace(accept="none"))
 
 TP_BTF_STORAGES = sorted({way.storage for way in WAYS if way.hook == "tp_btf"})
 
