@@ -1,0 +1,138 @@
+"""Whose sessions they are, against workloads that write it down (live.workloads).
+
+All of them run under one trace for each way in which accept's return is seen; each test looks at the rows of
+one workload. The best way of this kernel sees SESSIONS of each workload and family, others FEWER.
+"""
+
+from __future__ import annotations
+
+import socket
+import time
+from collections.abc import Callable, Iterator
+from functools import lru_cache
+from typing import NamedTuple
+
+import pytest
+
+import tcpobs
+from live.tcp import DEADLINE, LOOPBACK, WAYS
+from live.workloads import SESSIONS, WORKLOADS, Owner, Ports, Score, Stage, Truth, pool, refused, run, score
+from tcpobs import Session, StateChange
+from tcpobs.events import Events
+
+FEWER = 20
+ACCEPTS = {way.accept: way for way in reversed(WAYS) if way.transport == "ringbuf"}
+"""How accept's return can be seen here, each with the best way that does."""
+
+Rows = dict[Ports, Owner]
+Which = tuple[str, int]
+"""A workload's name, and a family."""
+
+
+class Trace(NamedTuple):
+    """What was true, and what was seen."""
+
+    truth: dict[Which, Truth]
+    life: dict[Which, Rows]
+    states: dict[Which, Rows]
+    """As the last change shows it, where it was traced, too."""
+
+    def score(self, which: Which) -> Score:
+        """How well the PIDs of sessions fit."""
+        return score(self.truth[which], {ports: owner.pid for ports, owner in self.life[which].items()})
+
+
+@lru_cache(None)
+def traced(accept: str | None) -> Trace:
+    """All workloads under this accept's way, or the one that is the default."""
+    trace = Trace({}, {}, {})
+    if accept is None:
+        # Both tools at once; a state change is much more frequent than a session's end.
+        with tcpobs.sessions() as life, tcpobs.states(owners=True, buffer_size=1 << 26) as states:
+            _run_all(trace, SESSIONS, life, states)
+    else:
+        hook, storage, transport, _ = ACCEPTS[accept]
+        with tcpobs.sessions(hook=hook, storage=storage, transport=transport, accept=accept) as life:
+            _run_all(trace, FEWER, life)
+    return trace
+
+
+def _run_all(
+    trace: Trace, sessions: int, life: Events[Session], states: Events[StateChange] | None = None
+) -> None:
+    ended = life.batches()
+    changed = states.batches() if states else None
+    for workload in WORKLOADS:
+        for family in LOOPBACK:
+            which = workload.__name__, int(family)
+            truth = trace.truth[which] = run(workload, family, sessions)
+            trace.life[which] = _owners(ended, truth)
+            if changed:
+                trace.states[which] = _owners(changed, truth)
+    assert not life.losses
+    assert not states or not states.losses
+
+
+def _owners(batches: Iterator[list[Session]] | Iterator[list[StateChange]], truth: Truth) -> Rows:
+    """The owners of ends that have come to CLOSE: until all have."""
+    rows: Rows = {}
+    end = time.monotonic() + DEADLINE
+    while len(rows) < len(truth):
+        assert time.monotonic() < end, f"no row of {truth.keys() - rows.keys()}"
+        for event in next(batches):
+            ports = event.lport, event.rport
+            if ports in truth and (isinstance(event, Session) or event.newstate == "CLOSE"):
+                assert ports not in rows
+                rows[ports] = Owner(event.owner.pid, event.identity.tid, event.identity.uid)
+    return rows
+
+
+@pytest.fixture(scope="module", autouse=True)
+def report(record_testsuite_property: Callable[[str, object], None]) -> Iterator[None]:
+    """Tells the report on all kernels how it went the default way."""
+    yield
+    if traced.cache_info().currsize:
+        trace = traced(None)
+        total = Score()
+        for which in trace.truth:
+            total += trace.score(which)
+        figures = f"{total.right:,} / {total.nobody:,} / {total.unknown:,} / {total.wrong:,}"
+        record_testsuite_property("owners", figures)
+
+
+@pytest.fixture(params=WORKLOADS, ids=lambda workload: workload.__name__)
+def workload(request: pytest.FixtureRequest) -> Callable[[Stage], None]:
+    found: Callable[[Stage], None] = request.param
+    return found
+
+
+@pytest.mark.parametrize("accept", [None, *ACCEPTS], ids=lambda accept: accept or "default")
+def test_owners(workload: Callable[[Stage], None], family: int, accept: str | None) -> None:
+    """Every end is its owner's, by PID, thread and user; without accept's return, nobody's at worst."""
+    trace = traced(accept)
+    which = workload.__name__, family
+    truth, rows = trace.truth[which], trace.life[which]
+    assert len(truth) == (SESSIONS if accept is None else FEWER) * (1 if workload is refused else 2)
+    for ports, owner in truth.items():
+        seen = rows[ports]
+        if seen.pid or owner.acted or accept != "none":
+            assert seen[:3] == owner[:3], ports
+    score = trace.score(which)
+    assert (score.wrong, score.lost) == (0, 0)
+    # Without accept's return a process that only accepted may stay unknown. It need not: what comes while
+    # it has the lock is done by it.
+    unacted = sum(not owner.acted and owner.pid > 0 for owner in truth.values())
+    assert score.unknown <= (unacted if accept == "none" else 0)
+
+
+def test_owners_of_state_changes(workload: Callable[[Stage], None], family: int) -> None:
+    """At CLOSE they are those of the session."""
+    trace = traced(None)
+    which = workload.__name__, family
+    assert trace.states[which] == trace.life[which]
+
+
+def test_a_pool_is_many() -> None:
+    """More than one of its processes accepted."""
+    truth = traced(None).truth[pool.__name__, socket.AF_INET]
+    assert len({owner.pid for owner in truth.values()}) > 2
