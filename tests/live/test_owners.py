@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import socket
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from functools import lru_cache
 from typing import NamedTuple
 
@@ -65,7 +65,10 @@ def _run_all(
     for workload in WORKLOADS:
         for family in LOOPBACK:
             which = workload.__name__, int(family)
-            truth = trace.truth[which] = run(workload, family, sessions)
+            try:
+                truth = trace.truth[which] = run(workload, family, sessions)
+            except BaseException as error:
+                raise AssertionError(f"the workload {which} failed") from error
             trace.life[which] = _owners(ended, truth)
             if changed:
                 trace.states[which] = _owners(changed, truth)
@@ -73,7 +76,7 @@ def _run_all(
     assert not states or not states.losses
 
 
-def _owners(batches: Iterator[list[Session]] | Iterator[list[StateChange]], truth: Truth) -> Rows:
+def _owners(batches: Iterator[Sequence[Session | StateChange]], truth: Truth) -> Rows:
     """The owners of ends that have come to CLOSE: until all have."""
     rows: Rows = {}
     end = time.monotonic() + DEADLINE

@@ -16,9 +16,10 @@ import struct
 import subprocess
 import sys
 import threading
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import suppress
 from functools import partial
+from itertools import chain
 from typing import NamedTuple, NoReturn
 
 from live.tcp import DEADLINE, LOOPBACK, reset, wait_closed
@@ -99,11 +100,11 @@ class Stage:
     def start(self, work: Callable[[Stage], None], uid: int = 0) -> int:
         """Begins a process; its PID."""
         pid = os.fork()
-        if pid:
-            self._running[pid] = 0
-            return pid
-        os.setpgid(0, 0)  # with what it will fork
-        run_child(lambda: work(self), uid)
+        if not pid:
+            os.setpgid(0, 0)  # with what it will fork
+            run_child(lambda: work(self), uid)
+        self._running[pid] = 0
+        return pid
 
     def server(self, work: Callable[[Stage], None]) -> int:
         """A process that has the listener."""
@@ -157,7 +158,7 @@ class Stage:
     # ---- sessions
 
     def note(self, end: socket.socket, owner: Owner | None = None, peer: Owner | None = None) -> None:
-        """Notes whose an end is: the calling thread's, or whose it will be; and its peer's, if that is given."""
+        """Notes whose an end is: the calling thread's, or this owner's; and whose its peer is."""
         lport, rport = end.getsockname()[1], self.address[1]
         if lport == rport:
             rport = end.getpeername()[1]
@@ -169,23 +170,33 @@ class Stage:
         """Notes whose an end will be."""
         os.write(self._write, self._NOTE.pack(*ports, *owner))
 
-    def connect(self) -> socket.socket:
-        """A client's end."""
-        end = socket.socket(self.family)  # create_connection() imports, which this user may not do
-        end.connect(self.address)
-        return end
+    def connections(self) -> Iterator[socket.socket]:
+        """The clients' ends, each connected when its turn comes.
+
+        All have their ports before, so that none gets one that another had.
+        """
+        ends = [socket.socket(self.family) for _ in range(self.sessions)]
+        for end in ends:
+            end.bind((self.address[0], 0))
+        for end in ends:
+            end.connect(self.address)
+            yield end
 
     def connect_all(self) -> list[socket.socket]:
         """All sessions, open at once."""
-        return [self.connect() for _ in range(self.sessions)]
+        return list(self.connections())
 
     def accept(self) -> socket.socket:
         """A server's end."""
         return self.listener.accept()[0]
 
+    def accepted(self) -> Iterator[socket.socket]:
+        """The servers' ends, each accepted when its turn comes."""
+        return (self.accept() for _ in range(self.sessions))
+
     def accept_all(self) -> list[socket.socket]:
         """All sessions, open at once."""
-        return [self.accept() for _ in range(self.sessions)]
+        return list(self.accepted())
 
     def close_all(self, ends: Iterable[socket.socket]) -> None:
         """Closes each after its peer has, and notes that."""
@@ -219,12 +230,12 @@ def one_by_one(stage: Stage, client: End, server: End) -> None:
     """A process that connects, and one that accepts; each does with its ends what is told."""
 
     def visit(stage: Stage) -> None:
-        for _ in range(stage.sessions):
-            client(stage, stage.connect())
+        for end in stage.connections():
+            client(stage, end)
 
     def serve(stage: Stage) -> None:
-        for _ in range(stage.sessions):
-            server(stage, stage.accept())
+        for end in stage.accepted():
+            server(stage, end)
 
     stage.server(serve)
     stage.client(visit)
@@ -321,10 +332,11 @@ def not_blocking(stage: Stage) -> None:
     """sockets that do not block"""
 
     def visit(stage: Stage) -> None:
-        for _ in range(stage.sessions):
-            end = socket.socket(stage.family)
+        ends = [socket.socket(stage.family) for _ in range(stage.sessions)]
+        for end in ends:
             end.setblocking(False)
             end.connect_ex(stage.address)
+        for end in ends:
             assert select.select([], [end], [], DEADLINE)[1]
             closes(stage, end)
 
@@ -400,8 +412,7 @@ def never_accepted(stage: Stage) -> None:
     """never accepted, client resets: server's end is nobody's"""
 
     def visit(stage: Stage) -> None:
-        for _ in range(stage.sessions):
-            end = stage.connect()
+        for end in stage.connections():
             stage.note(end, peer=NOBODY)
             reset(end)
 
@@ -434,8 +445,7 @@ def forked_after_accept(stage: Stage) -> None:
 
     def serve(stage: Stage) -> None:
         parent_closed = stage.gate()
-        for _ in range(stage.sessions):
-            end = stage.accept()
+        for end in stage.accepted():
             child = os.fork()
             if not child:
                 run_child(partial(close_last, end, parent_closed))
@@ -448,8 +458,7 @@ def forked_after_accept(stage: Stage) -> None:
         closes(stage, end)
 
     def visit(stage: Stage) -> None:
-        for _ in range(stage.sessions):
-            closes_after(stage, stage.connect())
+        stage.close_all(stage.connections())
 
     stage.server(serve)
     stage.client(visit)
@@ -503,8 +512,8 @@ def pool_reset(stage: Stage) -> None:
 
 def _pool(stage: Stage, client: End, server: End) -> None:
     def visit(stage: Stage) -> None:
-        for _ in range(stage.sessions):
-            client(stage, stage.connect())
+        for end in stage.connections():
+            client(stage, end)
 
     def serve(stage: Stage) -> None:
         while True:
@@ -523,7 +532,7 @@ def _pool(stage: Stage, client: End, server: End) -> None:
 def threads(stage: Stage) -> None:
     """one thread opens, others close"""
 
-    def work(open: Callable[[], socket.socket], end_it: End) -> None:
+    def work(opened: Iterable[socket.socket], end_it: End) -> None:
         ends: queue.Queue[socket.socket | None] = queue.Queue()
 
         def close_what_comes() -> None:
@@ -533,15 +542,13 @@ def threads(stage: Stage) -> None:
         workers = [threading.Thread(target=close_what_comes) for _ in range(WORKERS)]
         for worker in workers:
             worker.start()
-        for _ in range(stage.sessions):
-            ends.put(open())
-        for _ in workers:
-            ends.put(None)
+        for end in chain(opened, (None for _ in workers)):
+            ends.put(end)
         for worker in workers:
             worker.join()
 
-    stage.server(lambda stage: work(stage.accept, closes))
-    stage.client(lambda stage: work(stage.connect, closes_after))
+    stage.server(lambda stage: work(stage.accepted(), closes))
+    stage.client(lambda stage: work(stage.connections(), closes_after))
 
 
 def handed_on(stage: Stage) -> None:
@@ -549,8 +556,7 @@ def handed_on(stage: Stage) -> None:
     here, there = socket.socketpair()
 
     def serve(stage: Stage) -> None:
-        for _ in range(stage.sessions):
-            end = stage.accept()
+        for end in stage.accepted():
             socket.send_fds(here, [b"?"], [end.fileno()])
             end.close()
             greets(here)  # only now may the receiver close: its close is to be the last
@@ -562,8 +568,7 @@ def handed_on(stage: Stage) -> None:
             closes(stage, socket.socket(fileno=fd))
 
     def visit(stage: Stage) -> None:
-        for _ in range(stage.sessions):
-            closes_after(stage, stage.connect())
+        stage.close_all(stage.connections())
 
     stage.server(serve)
     stage.start(receive)
@@ -595,8 +600,7 @@ def activated(stage: Stage) -> None:
     server = stage.server(execute)
 
     def visit(stage: Stage) -> None:
-        for _ in range(stage.sessions):
-            end = stage.connect()
+        for end in stage.connections():
             stage.note(end, peer=Owner(server, server, 0))
             wait_closed(end)
             end.close()
@@ -689,12 +693,11 @@ def collected(stage: Stage) -> None:
     """client's last descriptors are garbage: in unix sockets sent to themselves"""
 
     def visit(stage: Stage) -> None:
-        for _ in range(stage.sessions):
-            end = stage.connect()
+        for end in stage.connections():
             stage.note(end)
             here, there = socket.socketpair()
             socket.send_fds(here, [b"?"], [end.fileno(), there.fileno()])
-            for each in (end, here, there):
+            for each in (end, there, here):  # to close a socket lets the kernel look for garbage
                 each.close()
 
     stage.server(lambda stage: stage.close_all(stage.accept_all()))
