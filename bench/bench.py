@@ -22,6 +22,7 @@ from statistics import median
 from typing import TYPE_CHECKING
 
 import argdist
+import owners
 import tcpobs
 from measuring import (
     BUILD,
@@ -392,6 +393,7 @@ def main() -> None:
     tools = [tool for pair in all_pairs for tool in (pair.ours, pair.peer) if tool]
     with tracefs():
         beside_bpftrace = argdist.section()
+        beside_tcplife = owners.section()
         for number in range(STARTS):
             for tool in tools:
                 progress(f"start {number + 1} of {STARTS}: {tool.name}")
@@ -408,7 +410,7 @@ def main() -> None:
     lines.append(system_call_line())
     lines.append(wheel_line())
     table = "".join(f"| {' | '.join(line)} |\n" for line in lines)
-    table += beside_bpftrace + beside_bcc()
+    table += beside_tcplife + beside_bpftrace + beside_bcc()
     print(table, end="")
     (HERE / "results.md").write_text(intro(all_pairs, passed[7] / sum(passed)) + table)
 

@@ -110,7 +110,7 @@ def workload(request: pytest.FixtureRequest) -> Callable[[Stage], None]:
 
 
 @pytest.mark.parametrize("accept", [None, *ACCEPTS], ids=lambda accept: accept or "default")
-def test_owners(workload: Callable[[Stage], None], family: int, accept: str | None) -> None:
+def test_every_owner_is_right(workload: Callable[[Stage], None], family: int, accept: str | None) -> None:
     """Every end is its owner's, by PID, thread and user; without accept's return, nobody's at worst."""
     trace = traced(accept)
     which = workload.__name__, family
@@ -128,7 +128,7 @@ def test_owners(workload: Callable[[Stage], None], family: int, accept: str | No
     assert score.unknown <= (unacted if accept == "none" else 0)
 
 
-def test_owners_of_state_changes(workload: Callable[[Stage], None], family: int) -> None:
+def test_state_changes_have_the_same_owners(workload: Callable[[Stage], None], family: int) -> None:
     """At CLOSE they are those of the session."""
     trace = traced(None)
     which = workload.__name__, family

@@ -169,6 +169,7 @@ SUBJECTS = {
     "test_argdist_kernel": "argdist: all of kernel functions and their errors",
     "test_object_of_another_kernel": "argdist: objects compiled for another kernel",
     "test_user_functions": "argdist: functions of a library",
+    "test_owners": "owners, beside workloads that write down the true ones",
     "test_privileges": "least privilege, and giving it up",
     "test_doctor": "`tcpobs doctor`",
     "test_command": "the command: output, ends, errors",
@@ -204,6 +205,8 @@ def table(outcomes: Sequence[Outcome]) -> str:
     lines = [["", *(outcome.name for outcome in outcomes)], ["---"] * (len(outcomes) + 1)]
     lines += [["kernel", *(outcome.release.replace("-cloud", "") for outcome in outcomes)]]
     lines += [[text, *(_cell(outcome, name) for outcome in outcomes)] for name, text in SUBJECTS.items()]
+    owners = (outcome.properties.get("owners", "**none**") for outcome in outcomes)
+    lines += [["ends by owner: right / nobody's / unknown / wrong", *owners]]
     return "".join(f"| {' | '.join(line)} |\n" for line in lines)
 
 
@@ -230,7 +233,9 @@ Written by `make test-vm`, {datetime.now(timezone.utc):%Y-%m-%d %H:%M} UTC, on {
 
 Each column is one of Debian's kernels, booted in a VM with one emulated CPU, where all of `tests/live` ran;
 the figures are tests that passed. `no` is a limit of that kernel, with its cause, and a test checks that
-tcpobs names it. Those of a way (hook, storage, transport) ran with it forced. On arm64, the aarch64 wheel was
+tcpobs names it. Those of a way (hook, storage, transport) ran with it forced. The last line counts the ends
+of sessions in `test_owners`, the best way: those with their owner's PID, those that no process acted on, with
+0, and those with 0 or another PID instead of their owner's. On arm64, the aarch64 wheel was
 installed in a Debian 13 for arm64, and tested there.
 
 {table(run)}{absent}
