@@ -119,7 +119,7 @@ static __always_inline int on_change(void *ctx, struct sock *sk, int oldstate, i
 		note_birth(state, tcp, oldstate, newstate);
 	else if (!state->born_ns)
 		state->existing = true;
-	if (shows_owner(tcp, newstate, state->owner.task.pid))
+	if (shows_owner(tcp, oldstate, newstate, state->owner.task.pid))
 		current_acted(&state->owner);
 	if (newstate == TCP_FIN_WAIT1 && BPF_CORE_READ(tcp, INET(sk.sk_shutdown)) == SHUTDOWN_MASK) {
 		state->closed = true;

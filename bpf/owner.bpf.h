@@ -108,23 +108,32 @@ static __always_inline bool is_kernel_thread(struct task_struct___owner *task)
 	return BPF_CORE_READ(task, flags) & PF_KTHREAD;
 }
 
+/* States in which no FIN has been sent. */
+static __always_inline bool is_before_fin(int state)
+{
+	return state < TCP_FIN_WAIT1 || state == TCP_CLOSE_WAIT || state == TCP_LISTEN;
+}
+
 /*
  * Does this change show the socket's owner? Only when a process made it: a softirq, which runs on
  * whatever task is there, takes the socket without owning it (sk_lock.owned, include/net/sock.h: set by
  * lock_sock(), and so in connect, close, and the backlog run by their caller). Of a process's changes,
- * connect() (SYN_SENT), listen() and close() (FIN_WAIT1, LAST_ACK) count, and CLOSE while nobody is known;
+ * connect() (SYN_SENT), listen() and close() count. That leads to FIN_WAIT1 or LAST_ACK; where it resets, to
+ * CLOSE, with no FIN sent before and no error of the socket's. Another CLOSE counts while nobody is known;
  * but for that of tcp_abort(), which `ss -K` calls. Nor does a kernel thread own what it only closes: it does
  * so for a process whose last descriptor it was.
  */
-static __always_inline bool shows_owner(struct tcp_sock *tcp, int newstate, bool known)
+static __always_inline bool shows_owner(struct tcp_sock *tcp, int oldstate, int newstate, bool known)
 {
 	bool opens = newstate == TCP_SYN_SENT || newstate == TCP_LISTEN;
-	bool closes =
-		newstate == TCP_FIN_WAIT1 || newstate == TCP_LAST_ACK || (newstate == TCP_CLOSE && !known);
+	bool closes = newstate == TCP_FIN_WAIT1 || newstate == TCP_LAST_ACK;
 
+	if (newstate == TCP_CLOSE) {
+		int error = BPF_CORE_READ(tcp, INET(sk.sk_err));
+
+		closes = known ? !error && is_before_fin(oldstate) : error != ECONNABORTED;
+	}
 	if (!(opens || closes) || !BPF_CORE_READ(tcp, INET(sk.sk_lock.owned)))
-		return false;
-	if (newstate == TCP_CLOSE && BPF_CORE_READ(tcp, INET(sk.sk_err)) == ECONNABORTED)
 		return false;
 	return opens || !is_kernel_thread((void *)bpf_get_current_task());
 }

@@ -49,7 +49,7 @@ static __always_inline int on_change(void *ctx, struct sock *sk, int oldstate, i
 		state->changed_ns = event.time_ns;
 		state->newstate = newstate;
 		if (track_owners) {
-			if (shows_owner(tcp, newstate, state->owner.task.pid))
+			if (shows_owner(tcp, oldstate, newstate, state->owner.task.pid))
 				current_acted(&state->owner);
 			owner = state->owner;
 		}
