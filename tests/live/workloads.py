@@ -247,6 +247,12 @@ def closes(stage: Stage, end: socket.socket) -> None:
     end.close()
 
 
+def resets(stage: Stage, end: socket.socket) -> None:
+    """Resets."""
+    stage.note(end)
+    reset(end)
+
+
 def closes_after(stage: Stage, end: socket.socket) -> None:
     """Closes when the other has."""
     stage.close_all([end])
@@ -280,8 +286,7 @@ def client_resets(stage: Stage) -> None:
 
     def client(stage: Stage, end: socket.socket) -> None:
         is_greeted(end)
-        stage.note(end)
-        reset(end)
+        resets(stage, end)
 
     def server(stage: Stage, end: socket.socket) -> None:
         stage.note(end, myself(acted=False))
@@ -303,8 +308,7 @@ def server_resets(stage: Stage) -> None:
 
     def server(stage: Stage, end: socket.socket) -> None:
         is_greeted(end)
-        stage.note(end)
-        reset(end)
+        resets(stage, end)
 
     one_by_one(stage, client, server)
 
@@ -393,8 +397,7 @@ def server_idle(stage: Stage) -> None:
         ends = stage.connect_all()
         accepted.wait()
         for end in ends:
-            stage.note(end)
-            reset(end)
+            resets(stage, end)
         ended.open()
 
     def serve(stage: Stage) -> None:
@@ -442,23 +445,36 @@ def listener_closes(stage: Stage) -> None:
 
 def forked_after_accept(stage: Stage) -> None:
     """server forks after accept, the child closes"""
+    _forked(stage, closes)
 
+
+def forked_reset(stage: Stage) -> None:
+    """server forks after accept, the child resets"""
+    _forked(stage, resets)
+
+
+def _forked(stage: Stage, end_it: End) -> None:
     def serve(stage: Stage) -> None:
         parent_closed = stage.gate()
         for end in stage.accepted():
             child = os.fork()
             if not child:
-                run_child(partial(close_last, end, parent_closed))
+                run_child(partial(end_last, end, parent_closed))
             end.close()
             parent_closed.open()
             assert os.waitpid(child, 0)[1] == 0
 
-    def close_last(end: socket.socket, parent_closed: Gate) -> None:
+    def end_last(end: socket.socket, parent_closed: Gate) -> None:
+        is_greeted(end)
         parent_closed.wait()  # the last close is what ends a session
-        closes(stage, end)
+        end_it(stage, end)
 
     def visit(stage: Stage) -> None:
-        stage.close_all(stage.connections())
+        for end in stage.connections():
+            stage.note(end)
+            greets(end)
+            wait_closed(end)
+            end.close()
 
     stage.server(serve)
     stage.client(visit)
@@ -498,8 +514,7 @@ def pool_reset(stage: Stage) -> None:
 
     def client(stage: Stage, end: socket.socket) -> None:
         is_greeted(end)
-        stage.note(end)
-        reset(end)
+        resets(stage, end)
 
     def server(stage: Stage, end: socket.socket) -> None:
         stage.note(end, myself(acted=False))
@@ -769,6 +784,7 @@ WORKLOADS = (
     never_accepted,
     listener_closes,
     forked_after_accept,
+    forked_reset,
     forked_after_connect,
     pool,
     pool_reset,
