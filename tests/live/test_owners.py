@@ -15,6 +15,7 @@ from typing import NamedTuple
 import pytest
 
 import tcpobs
+from live.asking import LIMITS
 from live.tcp import DEADLINE, LOOPBACK, WAYS
 from live.workloads import SESSIONS, WORKLOADS, Owner, Ports, Score, Stage, Truth, pool, refused, run, score
 from tcpobs import Session, StateChange
@@ -23,6 +24,8 @@ from tcpobs.events import Events
 FEWER = 20
 ACCEPTS = {way.accept: way for way in reversed(WAYS) if way.transport == "ringbuf"}
 """How accept's return can be seen here, each with the best way that does."""
+MISSES_ACCEPTS = {"none", *(["kretprobe"] if "test_recursion" in LIMITS else [])}
+"""Ways that need not see all: old kernels' kretprobes have room for one process per CPU that waits in accept."""
 
 Rows = dict[Ports, Owner]
 Which = tuple[str, int]
@@ -134,14 +137,14 @@ def test_every_owner_is_right(workload: Callable[[Stage], None], family: int, ac
     assert len(truth) >= FEWER * (1 if workload is refused else 2)
     for ports, owner in truth.items():
         seen = rows[ports]
-        if seen.pid or owner.acted or accept != "none":
+        if seen.pid or owner.acted or accept not in MISSES_ACCEPTS:
             assert seen[:3] == owner[:3], ports
     score = trace.score(which)
     assert (score.wrong, score.lost) == (0, 0)
     # Without accept's return a process that only accepted may stay unknown. It need not: what comes while
     # it has the lock is done by it.
     unacted = sum(not owner.acted and owner.pid > 0 for owner in truth.values())
-    assert score.unknown <= (unacted if accept == "none" else 0)
+    assert score.unknown <= (unacted if accept in MISSES_ACCEPTS else 0)
 
 
 def test_state_changes_have_the_same_owners(workload: Callable[[Stage], None], family: int) -> None:
