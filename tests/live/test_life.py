@@ -103,7 +103,7 @@ def close_when_told(end: socket.socket) -> None:
     ],
     ids=["client", "server", "client-resets", "server-resets"],
 )
-def test_owners(
+def test_who_ends_a_session_owns_its_end(
     way: Options,
     client_ends: Callable[[socket.socket], None],
     server_ends: Callable[[socket.socket], None],

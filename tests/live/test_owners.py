@@ -25,7 +25,7 @@ FEWER = 20
 ACCEPTS = {way.accept: way for way in reversed(WAYS) if way.transport == "ringbuf"}
 """How accept's return can be seen here, each with the best way that does."""
 MISSES_ACCEPTS = {"none", *(["kretprobe"] if "test_recursion" in LIMITS else [])}
-"""Ways that need not see all: old kernels' kretprobes have room for one process per CPU that waits in accept."""
+"""Not all are seen: old kernels' kretprobes have room for one process per CPU that waits in accept."""
 
 Rows = dict[Ports, Owner]
 Which = tuple[str, int]

@@ -19,7 +19,7 @@ import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import suppress
 from functools import partial
-from itertools import chain
+from itertools import chain, islice
 from typing import NamedTuple, NoReturn
 
 from live.tcp import DEADLINE, LOOPBACK, reset, wait_closed
@@ -454,27 +454,31 @@ def forked_reset(stage: Stage) -> None:
 
 
 def _forked(stage: Stage, end_it: End) -> None:
+    """A child for each few sessions: to fork takes long in an emulated machine."""
+
     def serve(stage: Stage) -> None:
         parent_closed = stage.gate()
-        for end in stage.accepted():
+        accepted = stage.accepted()
+        while ends := list(islice(accepted, WORKERS)):
             child = os.fork()
             if not child:
-                run_child(partial(end_last, end, parent_closed))
-            end.close()
+                run_child(partial(end_last, ends, parent_closed))
+            for end in ends:
+                end.close()
             parent_closed.open()
             assert os.waitpid(child, 0)[1] == 0
 
-    def end_last(end: socket.socket, parent_closed: Gate) -> None:
-        is_greeted(end)
+    def end_last(ends: Iterable[socket.socket], parent_closed: Gate) -> None:
         parent_closed.wait()  # the last close is what ends a session
-        end_it(stage, end)
+        for end in ends:
+            is_greeted(end)
+            end_it(stage, end)
 
     def visit(stage: Stage) -> None:
-        for end in stage.connections():
-            stage.note(end)
+        ends = stage.connect_all()
+        for end in ends:
             greets(end)
-            wait_closed(end)
-            end.close()
+        stage.close_all(ends)
 
     stage.server(serve)
     stage.client(visit)
