@@ -238,8 +238,10 @@ class Ending(Record):
     def _by_state(self) -> str:
         if self.oldstate == SYN_SENT:
             return "cancelled" if self.sent else "failed"
-        if self.oldstate == FIN_WAIT2:  # else TIME_WAIT took over
-            return "fin-local" if self.fin_received or self.orphaned else "reset-sent"
+        if self.oldstate == FIN_WAIT2:
+            # Without the peer's FIN, TIME_WAIT's socket took over; unless data came that nobody could take.
+            took_over = self.orphaned and not self.late_data
+            return "fin-local" if self.fin_received or took_over else "reset-sent"
         return {LAST_ACK: "fin-remote", CLOSING: "fin-both"}.get(self.oldstate, "reset-sent")
 
     @property
