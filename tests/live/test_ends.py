@@ -1,0 +1,447 @@
+"""Every way in which a session ends, made for real, and what its two records say of it."""
+
+from __future__ import annotations
+
+import ctypes
+import errno
+import fcntl
+import os
+import signal
+import socket
+import struct
+import subprocess
+import termios
+from collections.abc import Callable
+from contextlib import suppress
+from typing import TYPE_CHECKING, NamedTuple
+
+import pytest
+
+import tcpobs
+from live.tcp import (
+    LOOPBACK,
+    Pair,
+    client_first,
+    client_resets,
+    connect,
+    gather,
+    half_closed,
+    server_first,
+    server_resets,
+    wait,
+    wait_closed,
+    wait_state,
+)
+from live.wire import Wire, every, in_new_namespace, no, set_kernel
+from tcpobs import Session
+
+if TYPE_CHECKING:
+    from typing_extensions import Unpack
+
+    from tcpobs.events import Options
+
+CLOSE, FIN_WAIT1, FIN_WAIT2, SYN_SENT = 7, 4, 5, 2
+"""include/net/tcp_states.h."""
+
+
+class Name(NamedTuple):
+    """What a session's record says of its end."""
+
+    name: str
+    reason: str = "-"
+    error: str = "-"
+
+
+FIN_LOCAL, FIN_REMOTE, FIN_BOTH = Name("fin-local"), Name("fin-remote"), Name("fin-both")
+RESET = Name("reset-received", error="ECONNRESET")
+LATE_DATA = Name("reset-sent", "late-data", "ECONNRESET")
+RESET_AFTER_FIN = Name("reset-received", error="EPIPE")
+
+
+class End(NamedTuple):
+    """A way to end: `make` does it, with a family, and gives the server's port."""
+
+    make: Callable[[int], int]
+    client: Name
+    server: Name | None = None
+    """None: there never was a socket for the session."""
+
+
+# ---- over loopback
+
+
+def over_loopback(end: Callable[[Pair], None]) -> Callable[[int], int]:
+    """A session over loopback that ends so."""
+
+    def make(family: int) -> int:
+        pair = connect(family)
+        port = pair.ports[1]
+        end(pair)
+        for each in pair:
+            each.close()
+        return port
+
+    make.__name__ = end.__name__
+    return make
+
+
+def has_data(end: socket.socket) -> bool:
+    """Whether there is something to read (FIONREAD, tcp(7))."""
+    return fcntl.ioctl(end, termios.FIONREAD, struct.pack("i", 0)) != struct.pack("i", 0)
+
+
+def data_unread(pair: Pair) -> None:
+    """The server closes without having read all."""
+    pair.client.sendall(b"never read")
+    wait(lambda: has_data(pair.server))
+    pair.server.close()
+    wait_closed(pair.client)
+
+
+def broken_pipe(pair: Pair) -> None:
+    """The client sends after the server's FIN, which it has acknowledged."""
+    pair.server.shutdown(socket.SHUT_WR)
+    wait_state(pair.server, FIN_WAIT2)  # else it were data that came before the FIN was acknowledged
+    pair.server.close()
+    pair.client.sendall(b"nobody reads this")
+    wait_state(pair.client, CLOSE)
+
+
+def shut_both_ways(pair: Pair) -> None:
+    """The client sends though the server has shut down receiving, too."""
+    pair.server.shutdown(socket.SHUT_RDWR)
+    wait_state(pair.server, FIN_WAIT2)
+    pair.client.sendall(b"too late")
+    wait_state(pair.client, CLOSE)
+
+
+def disconnected(pair: Pair) -> None:
+    """The client undoes its connect() (AF_UNSPEC, connect(2))."""
+    nowhere = struct.pack("H14x", socket.AF_UNSPEC)
+    assert ctypes.CDLL(None).connect(pair.client.fileno(), nowhere, len(nowhere)) == 0
+    wait_closed(pair.server)
+
+
+def aborted(pair: Pair) -> None:
+    """Somebody else ends the client's socket (SOCK_DESTROY, sock_diag(7))."""
+    client, server = pair.ports
+    command = f"ss --no-header --kill --tcp state established sport = {client} and dport = {server}"
+    killed = subprocess.run(command.split(), check=True, capture_output=True, text=True)
+    assert str(client) in killed.stdout, killed
+    wait_closed(pair.server)
+
+
+def killed(family: int) -> int:
+    """The server's process is killed."""
+    address = LOOPBACK[socket.AddressFamily(family)]
+    with socket.create_server((address, 0), family=socket.AddressFamily(family)) as listener:
+        ready, told = os.pipe()
+        pid = os.fork()
+        if not pid:
+            with suppress(BaseException):
+                _server = listener.accept()
+                os.write(told, b".")
+                signal.pause()
+            os._exit(1)
+        port: int = listener.getsockname()[1]
+        with socket.create_connection(listener.getsockname()[:2]) as client:
+            os.read(ready, 1)
+            os.kill(pid, signal.SIGKILL)
+            wait_closed(client)
+    os.waitpid(pid, 0)
+    for fd in (ready, told):
+        os.close(fd)
+    return port
+
+
+def not_accepted(family: int) -> int:
+    """The listener closes before it has accepted."""
+    address = LOOPBACK[socket.AddressFamily(family)]
+    listener = socket.create_server((address, 0), family=socket.AddressFamily(family))
+    port: int = listener.getsockname()[1]
+    with socket.create_connection(listener.getsockname()[:2]) as client:
+        listener.close()
+        wait_closed(client)
+    return port
+
+
+def refused(family: int) -> int:
+    """Nobody listens."""
+    address = LOOPBACK[socket.AddressFamily(family)]
+    with socket.create_server((address, 0), family=socket.AddressFamily(family)) as listener:
+        port: int = listener.getsockname()[1]
+    with socket.socket(family) as client, pytest.raises(ConnectionRefusedError):
+        client.connect((address, port))
+    return port
+
+
+def failed(family: int) -> int:
+    """The one local port that there is, is taken: connect() sends nothing."""
+
+    def make() -> int:
+        address = LOOPBACK[socket.AddressFamily(family)]
+        with socket.socket(family) as another, socket.socket(family) as client:
+            another.bind((address, 0))
+            port: int = another.getsockname()[1]
+            set_kernel("net.ipv4.ip_local_port_range", f"{port} {port}")
+            with pytest.raises(OSError, match=os.strerror(errno.EADDRNOTAVAIL)):
+                client.connect((address, port))
+            return port
+
+    return in_new_namespace(make)
+
+
+# ---- over a wire
+
+
+def over_wire(end: Callable[[Wire, int], int]) -> Callable[[int], int]:
+    """A session over a wire that ends so."""
+
+    def make(family: int) -> int:
+        with Wire() as wire:
+            return end(wire, family)
+
+    make.__name__ = end.__name__
+    return make
+
+
+def crossed(wire: Wire, family: int) -> int:
+    """Each FIN is on its way before the other's arrives."""
+    pair = wire.connect(family)
+    port = pair.ports[1]
+    wire.hold()
+    for end in pair:
+        end.shutdown(socket.SHUT_WR)
+    wire.release()
+    for end in pair:
+        wait_state(end, CLOSE)
+        end.close()
+    return port
+
+
+def data_under_way(wire: Wire, family: int) -> int:
+    """The client's data crosses the server's FIN."""
+    pair = wire.connect(family)
+    port = pair.ports[1]
+    wire.hold()
+    pair.client.sendall(b"too late")
+    pair.server.close()
+    wire.release()
+    wait_state(pair.client, CLOSE)
+    pair.client.close()
+    return port
+
+
+def data_with_the_fin_s_ack(wire: Wire, family: int) -> int:
+    """The client's data is the first to acknowledge the server's FIN."""
+    pair = wire.connect(family)
+    port = pair.ports[1]
+    headers = 60 if family == socket.AF_INET6 else 40
+    wire.loses = lambda packet: len(packet) < headers + 12 + 1 and not flags(packet) & (FIN | RST)
+    pair.server.close()
+    wait_closed(pair.client)
+    pair.client.sendall(b"too late")
+    wait_state(pair.client, CLOSE)
+    pair.client.close()
+    return port
+
+
+FIN, RST = 1, 4
+"""include/net/tcp.h: TCPHDR_."""
+
+
+def flags(packet: bytes) -> int:
+    """A TCP packet's flags; it has no IP options."""
+    return packet[(40 if packet[0] >> 4 == 6 else 20) + 13]
+
+
+def unanswered(wire: Wire, family: int) -> int:
+    """Nobody answers the SYN."""
+    with wire.listen(family) as listener, wire.client(family) as client:
+        client.setsockopt(socket.IPPROTO_TCP, socket.TCP_SYNCNT, 1)
+        client.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, 1)
+        wire.loses = every
+        with pytest.raises(TimeoutError):
+            client.connect(listener.getsockname())
+        port: int = listener.getsockname()[1]
+        return port
+
+
+def given_up(wire: Wire, family: int) -> int:
+    """The client closes while nobody has answered."""
+    with wire.listen(family) as listener, wire.client(family) as client:
+        wire.loses = every
+        client.setblocking(False)
+        with pytest.raises(BlockingIOError):
+            client.connect(listener.getsockname())
+        port: int = listener.getsockname()[1]
+        return port
+
+
+def no_way(kind: str) -> Callable[[Wire, int], int]:
+    """A router on the way has no route (`unreachable`), or may not use it (`prohibit`)."""
+
+    def make(wire: Wire, family: int) -> int:
+        place = "fd78::1" if family == socket.AF_INET6 else "10.78.0.1"
+        with wire.listen(family) as listener:  # for a port that is this test's
+            port: int = listener.getsockname()[1]
+
+        def route() -> None:
+            set_kernel("net.ipv4.ip_forward", 1)
+            set_kernel("net.ipv6.conf.all.forwarding", 1)
+            subprocess.run(["ip", "route", "add", kind, place], check=True)
+
+        wire.inside(1, route)
+        wire.inside(0, lambda: subprocess.run(["ip", "route", "add", place, "dev", "wire"], check=True))
+        with wire.client(family) as client, pytest.raises(OSError, match=r"(?i)unreachable|route|denied"):
+            client.connect((place, port))
+        return port
+
+    return make
+
+
+def silence(
+    prepare: Callable[[socket.socket], None], work: Callable[[Pair, Wire], None]
+) -> Callable[[Wire, int], int]:
+    """The client hears no more of the server, and ends by itself; then the server does."""
+
+    def make(wire: Wire, family: int) -> int:
+        pair = wire.connect(family, prepare)
+        port = pair.ports[1]
+        work(pair, wire)
+        wait_state(pair.client, CLOSE)
+        pair.client.close()
+        wire.loses = no
+        pair.server.shutdown(socket.SHUT_WR)  # this FIN finds no session
+        wait_state(pair.server, CLOSE)
+        pair.server.close()
+        return port
+
+    return make
+
+
+def keeps_alive(client: socket.socket) -> None:
+    """It probes an idle connection, once a second, and one is enough."""
+    client.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+    for option in (socket.TCP_KEEPIDLE, socket.TCP_KEEPINTVL, socket.TCP_KEEPCNT):
+        client.setsockopt(socket.IPPROTO_TCP, option, 1)
+
+
+def impatient(client: socket.socket) -> None:
+    """It waits for an answer for less than two tries."""
+    client.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, 100)
+
+
+def idle(pair: Pair, wire: Wire) -> None:
+    """Nothing more comes, and nothing is to be sent."""
+    wire.loses = every
+
+
+def data_unanswered(pair: Pair, wire: Wire) -> None:
+    """Data is sent, and gets lost."""
+    wire.loses = every
+    pair.client.sendall(b"lost")
+
+
+def no_room(pair: Pair, wire: Wire) -> None:
+    """The server has no room, which the client knows; its question whether there is some again gets lost."""
+    pair.server.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+    pair.client.setblocking(False)
+    with suppress(BlockingIOError):
+        while True:
+            pair.client.send(bytes(4096))
+    wait(lambda: unacknowledged(pair.client) == 0)
+    wire.loses = every
+
+
+def unacknowledged(end: socket.socket) -> int:
+    """Segments under way (tcpi_unacked of TCP_INFO)."""
+    (count,) = struct.unpack_from("I", end.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, 28), 24)
+    return int(count)
+
+
+OVER_LOOPBACK = {
+    "client-first": End(over_loopback(client_first), FIN_LOCAL, FIN_REMOTE),
+    "server-first": End(over_loopback(server_first), FIN_REMOTE, FIN_LOCAL),
+    "half-closed": End(over_loopback(half_closed), FIN_LOCAL, FIN_REMOTE),
+    "client-resets": End(over_loopback(client_resets), Name("reset-sent", "linger"), RESET),
+    "server-resets": End(over_loopback(server_resets), RESET, Name("reset-sent", "linger")),
+    "unread-data": End(over_loopback(data_unread), RESET, Name("reset-sent", "unread-data")),
+    "broken-pipe": End(over_loopback(broken_pipe), RESET_AFTER_FIN, FIN_LOCAL),
+    "shut-both-ways": End(over_loopback(shut_both_ways), RESET_AFTER_FIN, LATE_DATA),
+    "disconnect": End(over_loopback(disconnected), Name("reset-sent", "disconnect"), RESET),
+    "ss-kill": End(over_loopback(aborted), Name("aborted", error="ECONNABORTED"), RESET),
+    "killed": End(killed, FIN_REMOTE, FIN_LOCAL),
+    "not-accepted": End(not_accepted, RESET, Name("reset-sent", "not-accepted")),
+    "refused": End(refused, Name("refused", error="ECONNREFUSED")),
+    "no-port": End(failed, Name("failed")),
+}
+"""Those that take no time."""
+
+UNANSWERED = Name("timeout", "handshake", "ETIMEDOUT")
+
+OVER_A_WIRE = {
+    "crossed": End(over_wire(crossed), FIN_BOTH, FIN_BOTH),
+    "data-under-way": End(over_wire(data_under_way), RESET_AFTER_FIN, LATE_DATA),
+    "data-with-the-fin's-ack": End(
+        over_wire(data_with_the_fin_s_ack), RESET_AFTER_FIN, Name("reset-sent", "late-data")
+    ),
+    "unanswered": End(over_wire(unanswered), UNANSWERED),
+    "given-up": End(over_wire(given_up), Name("cancelled")),
+    "keepalive": End(over_wire(silence(keeps_alive, idle)), Name("timeout", "probes", "ETIMEDOUT"), RESET),
+    "no-room": End(over_wire(silence(impatient, no_room)), Name("timeout", "probes", "ETIMEDOUT"), RESET),
+    "data-unanswered": End(
+        over_wire(silence(impatient, data_unanswered)), Name("timeout", "retransmission", "ETIMEDOUT"), RESET
+    ),
+}
+
+NO_WAY = {
+    ("unreachable", socket.AF_INET): "EHOSTUNREACH",
+    ("unreachable", socket.AF_INET6): "ENETUNREACH",
+    ("prohibit", socket.AF_INET): "EHOSTUNREACH",
+    ("prohibit", socket.AF_INET6): "EACCES",
+}
+"""What an ICMP error becomes."""
+
+
+def says(session: Session) -> Name:
+    """What a record says of its end."""
+    return Name(session.ending.name, session.ending.reason, session.ending.error_name)
+
+
+def see(end: End, family: int, **options: Unpack[Options]) -> None:
+    """Makes it, and looks at what is reported."""
+    with tcpobs.sessions(**options) as events:
+        port = end.make(family)
+        count = 2 if end.server else 1
+        seen = gather(events, lambda seen: len(of_port(seen, port)) >= count)
+        events.stop()
+        found = of_port([*seen, *events], port)
+    client, *server = sorted(found, key=lambda session: session.lport == port)
+    assert (says(client), client.ending.role_name) == (end.client, "connect")
+    assert [(says(s), s.ending.role_name) for s in server] == [(end.server, "accept")] * (count - 1)
+    assert not any(s.ending.open or s.ending.existing or s.ending.mark for s in found)
+
+
+def of_port(seen: list[Session], port: int) -> list[Session]:
+    return [session for session in seen if port in (session.lport, session.rport)]
+
+
+@pytest.mark.parametrize("end", OVER_LOOPBACK.values(), ids=list(OVER_LOOPBACK))
+def test_over_loopback(end: End, family: int) -> None:
+    see(end, family)
+
+
+@pytest.mark.parametrize("end", OVER_A_WIRE.values(), ids=list(OVER_A_WIRE))
+def test_over_a_wire(end: End, family: int) -> None:
+    see(end, family)
+
+
+@pytest.mark.parametrize(("kind", "family"), NO_WAY)
+def test_no_way(kind: str, family: int) -> None:
+    see(End(over_wire(no_way(kind)), Name("unreachable", error=NO_WAY[kind, family])), family)
+
+
+def test_each_way_to_trace(way: Options) -> None:
+    for end in OVER_LOOPBACK.values():
+        see(end, socket.AF_INET6, **way)
