@@ -16,6 +16,7 @@ struct socket_state {
 	__u32 handshake_us;
 	__u32 data_segs_at_close; /* that had come by the owner's close() */
 	int newstate;
+	__u32 listed; /* the last listing that it is in */
 	__u8 role; /* enum role */
 	bool existing;
 	bool closed; /* by close(), and not by shutdown() */
@@ -166,7 +167,14 @@ int BPF_KRETPROBE(life_kprobe_clone, struct sock *sk)
 	return sk ? on_change(ctx, sk, TCP_LISTEN, TCP_SYN_RECV) : 0;
 }
 
-/* ---- what is open now: a walk over all that is remembered, read from the iterator's file */
+/*
+ * ---- what is open now: a walk over all that is remembered, read from the iterator's file
+ *
+ * The kernel takes up a walk where it stopped, when a page of output is full, by counting: while others come
+ * and go, some are missed and some come again. So each session knows in which listing it is, and the reader
+ * walks once more for those that were missed.
+ */
+__u32 listing = 0; /* set by the reader */
 
 static __always_inline int report_open(
 	struct bpf_iter_meta *meta, struct sock *sk, struct socket_state *state)
@@ -174,13 +182,15 @@ static __always_inline int report_open(
 	struct tcp_sock *tcp = (struct tcp_sock *)sk;
 	struct session event = {};
 
-	if (!state->newstate || state->newstate == TCP_CLOSE || state->newstate == TCP_LISTEN)
+	if (state->listed == listing || !describe(&event, tcp, state))
 		return 0;
-	if (!describe(&event, tcp, state))
+	/* After describe(), so that one which ends now does not seem to be open later than its end. */
+	if (!state->newstate || state->newstate == TCP_CLOSE || state->newstate == TCP_LISTEN)
 		return 0;
 	event.ending.open = true;
 	event.ending.oldstate = state->newstate;
-	bpf_seq_write(meta->seq, &event, sizeof(event));
+	if (!bpf_seq_write(meta->seq, &event, sizeof(event)))
+		state->listed = listing;
 	return 0;
 }
 

@@ -257,15 +257,23 @@ class Events(Resource, Generic[R]):
         self._unfinished = self._transport.unfinished
 
     def _open_sessions(self) -> Iterator[list[R]]:
-        """What is open now, by walking through what is remembered."""
+        """What is open now, each once, by walking through what is remembered.
+
+        A walk that comes in several pieces may have missed some: then the next has those.
+        """
         assert self._open
+        variables: Any = self._object.variables
+        variables["listing"] += 1
         size, decode = decoder(self._record, self._object.btf)
-        rest = b""
-        for piece in self._open.read():
-            data = rest + piece
-            whole = len(data) - len(data) % size
-            rest = data[whole:]
-            yield list(decode(data[:whole]))
+        again = True
+        while again:
+            again, rest = False, b""
+            for number, piece in enumerate(self._open.read()):
+                again = number > 0
+                data = rest + piece
+                whole = len(data) - len(data) % size
+                rest = data[whole:]
+                yield list(decode(data[:whole]))
 
     def _wait(self) -> None:
         left = min(self._end, self._look) - time.monotonic()
