@@ -300,13 +300,11 @@ def no_way(kind: str) -> Callable[[Wire, int], int]:
     return make
 
 
-def silence(
-    prepare: Callable[[socket.socket], None], work: Callable[[Pair, Wire], None]
-) -> Callable[[Wire, int], int]:
+def silence(work: Callable[[Pair, Wire], None]) -> Callable[[Wire, int], int]:
     """The client hears no more of the server, and ends by itself; then the server does."""
 
     def make(wire: Wire, family: int) -> int:
-        pair = wire.connect(family, prepare)
+        pair = wire.connect(family)
         port = pair.ports[1]
         work(pair, wire)
         wait_state(pair.client, CLOSE)
@@ -320,11 +318,12 @@ def silence(
     return make
 
 
-def keeps_alive(client: socket.socket) -> None:
-    """It probes an idle connection, once a second, and one is enough."""
-    client.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+def idle(pair: Pair, wire: Wire) -> None:
+    """The client probes whether the server is there: once a second, and one that is unanswered is enough."""
+    wire.loses = every
     for option in (socket.TCP_KEEPIDLE, socket.TCP_KEEPINTVL, socket.TCP_KEEPCNT):
-        client.setsockopt(socket.IPPROTO_TCP, option, 1)
+        pair.client.setsockopt(socket.IPPROTO_TCP, option, 1)
+    pair.client.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
 
 
 def impatient(client: socket.socket) -> None:
@@ -332,32 +331,32 @@ def impatient(client: socket.socket) -> None:
     client.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, 100)
 
 
-def idle(pair: Pair, wire: Wire) -> None:
-    """Nothing more comes, and nothing is to be sent."""
-    wire.loses = every
-
-
 def data_unanswered(pair: Pair, wire: Wire) -> None:
     """Data is sent, and gets lost."""
     wire.loses = every
+    impatient(pair.client)
     pair.client.sendall(b"lost")
 
 
 def no_room(pair: Pair, wire: Wire) -> None:
     """The server has no room, which the client knows; its question whether there is some again gets lost."""
-    pair.server.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
     pair.client.setblocking(False)
-    with suppress(BlockingIOError):
-        while True:
-            pair.client.send(bytes(4096))
-    wait(lambda: unacknowledged(pair.client) == 0)
+
+    def is_full() -> bool:
+        with suppress(BlockingIOError):
+            pair.client.send(bytes(1 << 16))
+        return under_way_and_window(pair.client) == (0, 0)
+
+    wait(is_full)
     wire.loses = every
+    impatient(pair.client)
 
 
-def unacknowledged(end: socket.socket) -> int:
-    """Segments under way (tcpi_unacked of TCP_INFO)."""
-    (count,) = struct.unpack_from("I", end.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, 28), 24)
-    return int(count)
+def under_way_and_window(end: socket.socket) -> tuple[int, int]:
+    """Segments under way, and bytes that the peer has room for (tcpi_unacked, tcpi_snd_wnd of TCP_INFO)."""
+    info = end.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, 232)
+    unacknowledged, window = struct.unpack("24xI200xI", info)
+    return unacknowledged, window
 
 
 OVER_LOOPBACK = {
@@ -388,14 +387,14 @@ OVER_A_WIRE = {
     ),
     "unanswered": End(over_wire(unanswered), UNANSWERED),
     "given-up": End(over_wire(given_up), Name("cancelled")),
-    "keepalive": End(over_wire(silence(keeps_alive, idle)), Name("timeout", "probes", "ETIMEDOUT"), RESET),
-    "no-room": End(over_wire(silence(impatient, no_room)), Name("timeout", "probes", "ETIMEDOUT"), RESET),
+    "keepalive": End(over_wire(silence(idle)), Name("timeout", "probes", "ETIMEDOUT"), RESET),
+    "no-room": End(over_wire(silence(no_room)), Name("timeout", "probes", "ETIMEDOUT"), RESET),
     "data-unanswered": End(
-        over_wire(silence(impatient, data_unanswered)), Name("timeout", "retransmission", "ETIMEDOUT"), RESET
+        over_wire(silence(data_unanswered)), Name("timeout", "retransmission", "ETIMEDOUT"), RESET
     ),
 }
 
-NO_WAY = {
+NO_WAY: dict[tuple[str, int], str] = {
     ("unreachable", socket.AF_INET): "EHOSTUNREACH",
     ("unreachable", socket.AF_INET6): "ENETUNREACH",
     ("prohibit", socket.AF_INET): "EHOSTUNREACH",

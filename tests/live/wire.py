@@ -128,14 +128,10 @@ class Wire:
         client.settimeout(DEADLINE)
         return client
 
-    def connect(
-        self, family: int = socket.AF_INET, prepare: Callable[[socket.socket], None] | None = None
-    ) -> Pair:
-        """A session from the first namespace to the second; `prepare` gets the client's socket before."""
+    def connect(self, family: int = socket.AF_INET) -> Pair:
+        """A session from the first namespace to the second."""
         with self.listen(family) as listener:
             client = self.client(family)
-            if prepare:
-                prepare(client)
             client.connect(listener.getsockname())
             server, _ = listener.accept()
         return Pair(client, server)
