@@ -6,6 +6,7 @@ import ctypes
 import errno
 import fcntl
 import os
+import re
 import signal
 import socket
 import struct
@@ -13,6 +14,8 @@ import subprocess
 import termios
 from collections.abc import Callable
 from contextlib import suppress
+from functools import partial
+from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
 import pytest
@@ -26,6 +29,7 @@ from live.tcp import (
     connect,
     gather,
     half_closed,
+    reset,
     server_first,
     server_resets,
     wait,
@@ -191,6 +195,16 @@ def failed(family: int) -> int:
     return in_new_namespace(make)
 
 
+def with_itself(family: int) -> int:
+    """A socket that connects to its own port; its one record is of both ends."""
+    address = LOOPBACK[socket.AddressFamily(family)]
+    with socket.socket(family) as both:
+        both.bind((address, 0))
+        port: int = both.getsockname()[1]
+        both.connect(both.getsockname())
+    return port
+
+
 # ---- over a wire
 
 
@@ -278,26 +292,79 @@ def given_up(wire: Wire, family: int) -> int:
         return port
 
 
+def closed_unanswered(wire: Wire, family: int) -> int:
+    """The client has closed, and nobody answers its FIN."""
+    pair = wire.connect(family)
+    port = pair.ports[1]
+    impatient(pair.client)
+    wire.loses = every
+    pair.client.close()
+    wait(lambda: wire.inside(0, lambda: not has_socket(port)))
+    wire.loses = no
+    pair.server.shutdown(socket.SHUT_WR)
+    wait_state(pair.server, CLOSE)
+    pair.server.close()
+    return port
+
+
+def has_socket(port: int) -> bool:
+    """Whether a socket in the network namespace of this thread has this remote port (proc_net(5))."""
+    remote = re.compile(rf" [0-9A-F]+:[0-9A-F]{{4}} [0-9A-F]+:{port:04X} ")
+    return any(remote.search(Path(f"/proc/thread-self/net/{table}").read_text()) for table in ("tcp", "tcp6"))
+
+
+BEYOND = {socket.AF_INET: "10.78.0.1", socket.AF_INET6: "fd78::1"}
+"""An address that the wire's first end takes the second for a router to."""
+
+
+def ip(wire: Wire, number: int, arguments: str) -> None:
+    """Runs ip in the wire's first or second namespace."""
+    wire.inside(number, lambda: subprocess.run(["ip", *arguments.split()], check=True))
+
+
+def make_router(wire: Wire, family: int, kind: str) -> None:
+    """From now on the wire's second end says that BEYOND cannot be reached (kind: see ip-route(8))."""
+    for name in ("net.ipv4.ip_forward", "net.ipv6.conf.all.forwarding"):
+        wire.inside(1, partial(set_kernel, name, 1))
+    ip(wire, 1, f"route add {kind} {BEYOND[socket.AddressFamily(family)]}")
+
+
 def no_way(kind: str) -> Callable[[Wire, int], int]:
     """A router on the way has no route (`unreachable`), or may not use it (`prohibit`)."""
 
     def make(wire: Wire, family: int) -> int:
-        place = "fd78::1" if family == socket.AF_INET6 else "10.78.0.1"
+        beyond = BEYOND[socket.AddressFamily(family)]
         with wire.listen(family) as listener:  # for a port that is this test's
             port: int = listener.getsockname()[1]
-
-        def route() -> None:
-            set_kernel("net.ipv4.ip_forward", 1)
-            set_kernel("net.ipv6.conf.all.forwarding", 1)
-            subprocess.run(["ip", "route", "add", kind, place], check=True)
-
-        wire.inside(1, route)
-        wire.inside(0, lambda: subprocess.run(["ip", "route", "add", place, "dev", "wire"], check=True))
+        ip(wire, 0, f"route add {beyond} dev wire")
+        make_router(wire, family, kind)
         with wire.client(family) as client, pytest.raises(OSError, match=r"(?i)unreachable|route|denied"):
-            client.connect((place, port))
+            client.connect((beyond, port))
         return port
 
     return make
+
+
+def no_way_any_more(wire: Wire, family: int) -> int:
+    """A router says so while data is sent again; that is the reason when the client gives up."""
+    beyond = BEYOND[socket.AddressFamily(family)]
+    nodad = "nodad" if family == socket.AF_INET6 else ""
+    ip(wire, 0, f"route add {beyond} dev wire")
+    ip(wire, 1, f"address add {beyond} dev wire {nodad}")
+    with wire.inside(1, lambda: socket.create_server((beyond, 0), family=family)) as listener:
+        port: int = listener.getsockname()[1]
+        client = wire.client(family)
+        client.connect((beyond, port))
+        server, _ = listener.accept()
+    prefix = 128 if family == socket.AF_INET6 else 32
+    ip(wire, 1, f"address del {beyond}/{prefix} dev wire")
+    make_router(wire, family, "unreachable")
+    impatient(client)
+    client.sendall(b"lost")
+    wait_state(client, CLOSE)
+    client.close()
+    reset(server)
+    return port
 
 
 def silence(work: Callable[[Pair, Wire], None]) -> Callable[[Wire, int], int]:
@@ -373,6 +440,7 @@ OVER_LOOPBACK = {
     "killed": End(killed, FIN_REMOTE, FIN_LOCAL),
     "not-accepted": End(not_accepted, RESET, Name("reset-sent", "not-accepted")),
     "refused": End(refused, Name("refused", error="ECONNREFUSED")),
+    "with-itself": End(with_itself, FIN_BOTH),
     "no-port": End(failed, Name("failed")),
 }
 """Those that take no time."""
@@ -389,6 +457,9 @@ OVER_A_WIRE = {
     "given-up": End(over_wire(given_up), Name("cancelled")),
     "keepalive": End(over_wire(silence(idle)), Name("timeout", "probes", "ETIMEDOUT"), RESET),
     "no-room": End(over_wire(silence(no_room)), Name("timeout", "probes", "ETIMEDOUT"), RESET),
+    "closed-unanswered": End(
+        over_wire(closed_unanswered), Name("timeout", "retransmission", "ETIMEDOUT"), RESET
+    ),
     "data-unanswered": End(
         over_wire(silence(data_unanswered)), Name("timeout", "retransmission", "ETIMEDOUT"), RESET
     ),
@@ -408,9 +479,13 @@ def says(session: Session) -> Name:
     return Name(session.ending.name, session.ending.reason, session.ending.error_name)
 
 
-def see(end: End, family: int, **options: Unpack[Options]) -> None:
+WIRED = ["10.76.0.0/14", "fd76::/14"]
+"""The wire's networks: what else this host does might fill the buffer, until the slower ends are there."""
+
+
+def see(end: End, family: int, networks: list[str] | None = None, **options: Unpack[Options]) -> None:
     """Makes it, and looks at what is reported."""
-    with tcpobs.sessions(**options) as events:
+    with tcpobs.sessions(networks=networks, **options) as events:
         port = end.make(family)
         count = 2 if end.server else 1
         seen = gather(events, lambda seen: len(of_port(seen, port)) >= count)
@@ -433,12 +508,19 @@ def test_over_loopback(end: End, family: int) -> None:
 
 @pytest.mark.parametrize("end", OVER_A_WIRE.values(), ids=list(OVER_A_WIRE))
 def test_over_a_wire(end: End, family: int) -> None:
-    see(end, family)
+    see(end, family, networks=WIRED)
 
 
 @pytest.mark.parametrize(("kind", "family"), NO_WAY)
 def test_no_way(kind: str, family: int) -> None:
-    see(End(over_wire(no_way(kind)), Name("unreachable", error=NO_WAY[kind, family])), family)
+    end = End(over_wire(no_way(kind)), Name("unreachable", error=NO_WAY[kind, family]))
+    see(end, family, networks=WIRED)
+
+
+def test_no_way_any_more(family: int) -> None:
+    name = Name("unreachable", error=NO_WAY["unreachable", family])
+    end = End(over_wire(no_way_any_more), name, Name("reset-sent", "linger"))
+    see(end, family, networks=WIRED)
 
 
 def test_each_way_to_trace(way: Options) -> None:
