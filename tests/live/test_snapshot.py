@@ -10,6 +10,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
 
@@ -28,6 +29,9 @@ from live.tcp import (
 )
 from live.wire import Wire
 from tcpobs import Session
+
+if TYPE_CHECKING:
+    from tcpobs.events import Options
 
 CLOSE, FIN_WAIT2, CLOSE_WAIT = 7, 5, 8
 """include/net/tcp_states.h."""
@@ -147,11 +151,11 @@ def of(wanted: list[Key], seen: list[Session]) -> list[Session]:
     return sorted(found, key=lambda session: wanted.index(key(session)))
 
 
-def test_how_they_are_told(family: int) -> None:
+def test_how_they_are_told(family: int, way: Options) -> None:
     """One that ends counts from the trace's start, and which side began it is not known."""
     (old, old_keys), (held, held_keys) = opened(family), opened(family)
     with closing(held.client), closing(held.server):
-        with tcpobs.sessions(existing=True, still_open=True) as events:
+        with tcpobs.sessions(existing=True, still_open=True, **way) as events:
             client_first(old)
             seen = gather(events, lambda seen: len(of(old_keys, seen)) == 2)
         for session in of(old_keys, seen) + of(held_keys, seen):
@@ -192,6 +196,23 @@ def test_half_closed_ones() -> None:
             end.close()
         seen = gather(events, lambda seen: len(of(old_keys, seen)) == 2)
     assert [s.ending.name for s in of(old_keys, seen)] == ["fin-local", "fin-remote"]
+
+
+def test_accepted_after_the_start() -> None:
+    """No file was open for it then: accept() is the first that is seen of it."""
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        client = socket.create_connection(listener.getsockname())
+        with tcpobs.sessions(existing=True) as events:
+            pair = Pair(client, listener.accept()[0])
+            ends = keys([pair])
+            reset(pair.client)  # a softirq ends the server's
+            wait_closed(pair.server)
+            pair.server.close()
+            client_end, server_end = of(ends, gather(events, lambda seen: len(of(ends, seen)) == 2))
+    assert client_end.ending.existing
+    assert server_end.ending.existing
+    if events.way.accept != "none":
+        assert server_end.pid == os.getpid()
 
 
 def test_nobody_is_named_where_two_hold_it() -> None:
