@@ -15,6 +15,7 @@ struct socket_state {
 	struct owner owner;
 	__u32 handshake_us;
 	__u32 data_segs_at_close; /* that had come by the owner's close() */
+	__u32 retransmits_at_close;
 	int newstate;
 	__u32 listed; /* the last listing that it is in */
 	__u8 role; /* enum role */
@@ -33,6 +34,17 @@ char LICENSE[] SEC("license") = "Dual BSD/GPL";
 
 /* Puts the event's layout into the object's BTF. */
 struct session *emitted __attribute__((unused));
+
+/*
+ * Did data come after the owner's close()? Where no error says that it was answered with a reset, it may have
+ * been a repetition: the acknowledgement got lost, and with it the FIN, which was then repeated, too.
+ */
+static __always_inline bool has_late_data(struct tcp_sock *tcp, struct socket_state *state)
+{
+	return BPF_CORE_READ(tcp, data_segs_in) != state->data_segs_at_close &&
+	       (BPF_CORE_READ(tcp, INET(sk.sk_err)) ||
+		       BPF_CORE_READ(tcp, total_retrans) == state->retransmits_at_close);
+}
 
 /* Describes the session; false if it is not wanted. */
 static __always_inline bool describe(struct session *event, struct tcp_sock *tcp, struct socket_state *state)
@@ -54,8 +66,7 @@ static __always_inline bool describe(struct session *event, struct tcp_sock *tcp
 	read_ending(&event->ending, tcp);
 	event->ending.role = state->role;
 	event->ending.existing = state->existing;
-	event->ending.late_data =
-		state->closed && BPF_CORE_READ(tcp, data_segs_in) != state->data_segs_at_close;
+	event->ending.late_data = state->closed && has_late_data(tcp, state);
 	return true;
 }
 
@@ -125,6 +136,7 @@ static __always_inline int on_change(void *ctx, struct sock *sk, int oldstate, i
 	if (newstate == TCP_FIN_WAIT1 && BPF_CORE_READ(tcp, INET(sk.sk_shutdown)) == SHUTDOWN_MASK) {
 		state->closed = true;
 		state->data_segs_at_close = BPF_CORE_READ(tcp, data_segs_in);
+		state->retransmits_at_close = BPF_CORE_READ(tcp, total_retrans);
 	}
 	if (newstate != TCP_CLOSE)
 		return 0;
