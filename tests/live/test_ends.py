@@ -6,7 +6,6 @@ import ctypes
 import errno
 import fcntl
 import os
-import re
 import signal
 import socket
 import struct
@@ -260,6 +259,30 @@ def data_with_the_fin_s_ack(wire: Wire, family: int) -> int:
     return port
 
 
+def data_repeated(wire: Wire, family: int) -> int:
+    """Data comes after close(), but it has come before: its acknowledgement got lost, and the FIN."""
+    pair = wire.connect(family)
+    client_port, port = pair.ports
+    wire.loses = lambda packet: source_port(packet) == port
+    pair.client.sendall(b"in time")
+    assert pair.server.recv(7) == b"in time"
+    pair.server.close()
+    wait(lambda: pair.client.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, 3)[2] > 0)  # tcpi_retransmits
+    wire.loses = no
+    wait_closed(pair.client)
+    wait(lambda: not wire.inside(1, lambda: has_socket(client_port)))
+    pair.client.shutdown(socket.SHUT_WR)
+    wait_state(pair.client, CLOSE)
+    pair.client.close()
+    return port
+
+
+def source_port(packet: bytes) -> int:
+    """A TCP packet's; it has no IP options."""
+    start = 40 if packet[0] >> 4 == 6 else 20
+    return int.from_bytes(packet[start : start + 2], "big")
+
+
 FIN, RST = 1, 4
 """include/net/tcp.h: TCPHDR_."""
 
@@ -308,9 +331,13 @@ def closed_unanswered(wire: Wire, family: int) -> int:
 
 
 def has_socket(port: int) -> bool:
-    """Whether a socket in the network namespace of this thread has this remote port (proc_net(5))."""
-    remote = re.compile(rf" [0-9A-F]+:[0-9A-F]{{4}} [0-9A-F]+:{port:04X} ")
-    return any(remote.search(Path(f"/proc/thread-self/net/{table}").read_text()) for table in ("tcp", "tcp6"))
+    """Whether a socket in this thread's network namespace has this remote port (proc_net(5))."""
+    for table in ("tcp", "tcp6"):
+        for line in Path(f"/proc/thread-self/net/{table}").read_text().splitlines():
+            fields = line.split()
+            if fields[2].endswith(f":{port:04X}") and len(fields) > 12:  # 12: TIME_WAIT, or what it took over
+                return True
+    return False
 
 
 BEYOND = {socket.AF_INET: "10.78.0.1", socket.AF_INET6: "fd78::1"}
@@ -453,6 +480,7 @@ OVER_A_WIRE = {
     "data-with-the-fin's-ack": End(
         over_wire(data_with_the_fin_s_ack), RESET_AFTER_FIN, Name("reset-sent", "late-data")
     ),
+    "data-repeated": End(over_wire(data_repeated), FIN_REMOTE, FIN_LOCAL),
     "unanswered": End(over_wire(unanswered), UNANSWERED),
     "given-up": End(over_wire(given_up), Name("cancelled")),
     "keepalive": End(over_wire(silence(idle)), Name("timeout", "probes", "ETIMEDOUT"), RESET),

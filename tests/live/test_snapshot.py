@@ -74,7 +74,7 @@ def many() -> Iterator[int]:
     limits = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (limits[1], limits[1]))
     is_slow = "vm.job=" in Path("/proc/cmdline").read_text()
-    yield min(1000 if is_slow else 5000, limits[1] // 2 - 200)
+    yield min(500 if is_slow else 5000, limits[1] // 2 - 200)
     resource.setrlimit(resource.RLIMIT_NOFILE, limits)
 
 
