@@ -51,6 +51,7 @@ struct pt_regs;
 #include <bpf/bpf_helpers.h>
 #include <bpf/bpf_tracing.h>
 #include <bpf/bpf_core_read.h>
+#include "log2.bpf.h"
 
 #define CORE __attribute__((preserve_access_index))
 #define INLINE static inline __attribute__((always_inline))
@@ -168,20 +169,6 @@ INLINE s64 modulo(s64 a, s64 b)
 	u64 rest = b ? (u64)(a < 0 ? -(u64)a : a) % (u64)(b < 0 ? -(u64)b : b) : a;
 
 	return b && a < 0 ? -rest : rest;
-}
-
-INLINE u32 highest_bit(u64 value)
-{
-	u32 bits = 0;
-
-#pragma unroll
-	for (u32 half = 32; half; half >>= 1) {
-		if (value >> half) {
-			value >>= half;
-			bits += half;
-		}
-	}
-	return bits;
 }
 
 /* ---- whose call it is */

@@ -45,4 +45,10 @@ static __always_inline void read_ending(struct ending *ending, struct tcp_sock *
 	ending->sent = BPF_CORE_READ(tcp, segs_out) > 0;
 }
 
+/* It ended by an error, or was never established. As tcpobs.records.Ending.failed. */
+static __always_inline bool has_failed(const struct ending *ending)
+{
+	return ending->error || ending->oldstate == TCP_SYN_SENT || ending->oldstate == TCP_SYN_RECV;
+}
+
 #endif

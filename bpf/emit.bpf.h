@@ -25,10 +25,12 @@ struct {
 	__u64 buffer_full;
 	__u64 sockets_full;
 	__u64 recovered; /* see was_skipped() */
+	__u64 groups_full;
 } lost;
 
 /* Relaxed, and without the sum: an ordered one, or one that gives it back, needs Linux 5.12. */
-#define COUNT(counter) (void)__atomic_fetch_add(&(counter), 1, __ATOMIC_RELAXED)
+#define ADD(counter, many) (void)__atomic_fetch_add(&(counter), many, __ATOMIC_RELAXED)
+#define COUNT(counter) ADD(counter, 1)
 
 /*
  * A wake-up from in here raises an interrupt; on its way out the kernel runs softirqs, or another task, which

@@ -96,4 +96,49 @@ struct session {
 	struct ending ending;
 };
 
+/* life --summary: what tells one group from another. What was not asked for is 0. */
+struct group_key {
+	__u64 cgroup;
+	struct endpoints endpoints; /* the addresses and their family alone */
+	struct task owner;
+	__u32 uid; /* UID_UNKNOWN: nobody is known */
+	__u32 netns;
+	__u16 port; /* of the one who was connected to */
+	__u16 role; /* enum role */
+};
+
+#define UID_UNKNOWN ~0U /* 0 is root */
+
+/*
+ * How often values below 2^bits came, in microseconds, eight buckets for each power of two: tools/summary.py.
+ * With these a group takes a little less than 2 KiB, as the kernel allocates it.
+ */
+#define BUCKETS(bits) (8 * ((bits) - 2))
+#define DURATION_BITS 38 /* 76 hours */
+#define RTT_BITS 24 /* 17 seconds */
+
+struct durations {
+	__u32 counts[BUCKETS(DURATION_BITS)];
+};
+
+struct round_trips {
+	__u32 counts[BUCKETS(RTT_BITS)];
+};
+
+struct group_sums {
+	__u64 sessions;
+	__u64 failed;
+	__u64 tx_bytes;
+	__u64 rx_bytes;
+	struct durations durations; /* but of sessions that are older than the trace */
+	struct round_trips rtts; /* smoothed, at the end; where it is known */
+};
+
+/* A group as the reader puts it together: when, and an entry of the map. */
+struct group {
+	__u64 time_ns;
+	struct group_key key;
+	struct group_sums sums;
+};
+
 #endif

@@ -29,11 +29,13 @@ struct socket_state {
 #include "course.bpf.h"
 #include "accept.bpf.h"
 #include "snapshot.bpf.h"
+#include "groups.bpf.h"
 
 char LICENSE[] SEC("license") = "Dual BSD/GPL";
 
-/* Puts the event's layout into the object's BTF. */
+/* Puts the layouts into the object's BTF. */
 struct session *emitted __attribute__((unused));
+struct group *read __attribute__((unused));
 
 /*
  * Did data come after the owner's close()? Where no error says that it was answered with a reset, it may have
@@ -77,7 +79,10 @@ static __always_inline void report(void *ctx, struct tcp_sock *tcp, struct socke
 	if (!describe(&event, tcp, state))
 		return;
 	event.ending.oldstate = oldstate;
-	emit(ctx, &event, sizeof(event));
+	if (summarize)
+		add_to_group(&event);
+	else
+		emit(ctx, &event, sizeof(event));
 }
 
 static __always_inline bool is_birth(int newstate)

@@ -4,8 +4,8 @@ with tcpobs.states(local_ports=[443]) as events:
     for event in events:
         print(event.raddr, event.oldstate, event.newstate)
 
-`states` and `sessions` trace from the moment they return; see their docstrings, Events for what they
-return, and StateChange and Session for what comes out of it. Tracing needs root (or CAP_BPF and
+`states`, `sessions` and `summary` trace from the moment they return; see their docstrings, Events for what
+they return, and StateChange, Session and Group for what comes out of it. Tracing needs root (or CAP_BPF and
 CAP_PERFMON), and raises TcpobsError when the host does not allow it.
 """
 
@@ -18,19 +18,34 @@ if TYPE_CHECKING:
     from tcpobs.records import Session, StateChange
     from tcpobs.tools.life import sessions
     from tcpobs.tools.states import states
+    from tcpobs.tools.summary import Group, Summary, summary
 
 __version__ = "0.4.0"
 
-__all__ = ["Events", "Losses", "Session", "StateChange", "TcpobsError", "sessions", "states"]
+__all__ = [
+    "Events",
+    "Group",
+    "Losses",
+    "Session",
+    "StateChange",
+    "Summary",
+    "TcpobsError",
+    "sessions",
+    "states",
+    "summary",
+]
 
 _HOMES = {
     "Events": "tcpobs.events",
+    "Group": "tcpobs.tools.summary",
     "Losses": "tcpobs.events",
     "Session": "tcpobs.records",
     "StateChange": "tcpobs.records",
+    "Summary": "tcpobs.tools.summary",
     "TcpobsError": "tcpobs.errors",
     "sessions": "tcpobs.tools.life",
     "states": "tcpobs.tools.states",
+    "summary": "tcpobs.tools.summary",
 }
 
 

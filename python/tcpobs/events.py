@@ -20,10 +20,10 @@ if TYPE_CHECKING:
     from typing import Any, Generic, TypedDict, TypeVar
 
     from tcpobs.libbpf.btf import Value
-    from tcpobs.records import WithEndpoints
+    from tcpobs.records import Record, Timed
     from tcpobs.transport import Transport
 
-    R = TypeVar("R", bound=WithEndpoints)
+    R = TypeVar("R", bound=Timed)
 
     class Options(TypedDict, total=False):
         """How to trace: the options that Events has."""
@@ -63,9 +63,17 @@ class Losses:
     unfinished: events that were still being written when the trace ended.
     accept_misses: the same as recursion_misses, of the program that sees who accepts: no event is missing,
     but an owner may be.
+    groups_full: sessions for whose group there was no room.
     """
 
-    __slots__ = ("accept_misses", "buffer_full", "recursion_misses", "sockets_full", "unfinished")
+    __slots__ = (
+        "accept_misses",
+        "buffer_full",
+        "groups_full",
+        "recursion_misses",
+        "sockets_full",
+        "unfinished",
+    )
 
     def __init__(
         self,
@@ -74,9 +82,11 @@ class Losses:
         recursion_misses: int = 0,
         unfinished: int = 0,
         accept_misses: int = 0,
+        groups_full: int = 0,
     ) -> None:
         self.accept_misses = accept_misses
         self.buffer_full = buffer_full
+        self.groups_full = groups_full
         self.sockets_full = sockets_full
         self.recursion_misses = recursion_misses
         self.unfinished = unfinished
@@ -96,6 +106,7 @@ class Losses:
             (self.recursion_misses, "the kernel skipped the program"),
             (self.unfinished, "still being written at the end"),
             (self.accept_misses, "an accept was not seen (its owner may be unknown)"),
+            (self.groups_full, "no room for a group (raise --max-groups)"),
         )
         return ", ".join(f"{count}: {cause}" for count, cause in causes if count) or "none"
 
@@ -104,9 +115,9 @@ class Losses:
         return f"Losses({counts})"
 
 
-def _which(event: WithEndpoints) -> tuple[object, ...]:
+def _which(event: Record) -> tuple[object, ...]:
     """Which connection it is about: its two ends, and the network that they are in."""
-    return event[event.fields["endpoints"]], event.netns
+    return event[event.fields["endpoints"]], event[event.fields["netns"]]
 
 
 class Events(Resource, Generic[R]):
@@ -126,6 +137,7 @@ class Events(Resource, Generic[R]):
         existing: bool = False,
         still_open: bool = False,
         every: float | None = None,
+        max_groups: int | None = None,
         duration: float | None = None,
         buffer_size: int = BUFFER_SIZE,
         max_sockets: int = MAX_SOCKETS,
@@ -138,7 +150,8 @@ class Events(Resource, Generic[R]):
         """Loads and attaches `tool`'s program, with `constants` set, the first way that works.
 
         With `owners` it sees who accepts; with `existing` it knows the sessions that are there now. Open
-        sessions come as events at the end (`still_open`), and `every` so many seconds.
+        sessions come as events at the end (`still_open`), and `every` so many seconds. There is room for
+        `max_groups` groups, if that is given.
         `duration` is in seconds, `buffer_size` in bytes (rounded up to a power of two), `max_sockets`
         counts sockets. `btf` is a file with the kernel's types, for a kernel that does not carry them.
         `hook`, `storage`, `transport` and `accept` force a way (see host.WAYS). Raises TcpobsError.
@@ -147,6 +160,8 @@ class Events(Resource, Generic[R]):
             raise TcpobsError(f"buffer_size is at most 1 GiB, not {buffer_size} bytes")
         if not 0 < max_sockets < 1 << 32:
             raise TcpobsError(f"max_sockets is from 1 to 4294967295, not {max_sockets}")
+        if max_groups is not None and not 0 < max_groups < 1 << 32:
+            raise TcpobsError(f"max_groups is from 1 to 4294967295, not {max_groups}")
         if every is not None and not every > 0:
             raise TcpobsError(f"every is more than 0 seconds, not {every}")
         if btf is not None:
@@ -156,6 +171,7 @@ class Events(Resource, Generic[R]):
         self._constants = constants
         self._buffer_size = 1 << max(16, (buffer_size - 1).bit_length())
         self._max_sockets = max_sockets
+        self._max_groups = max_groups
         self._existing, self._still_open, self._every = existing, still_open, every or float("inf")
         self._losses = Losses()
         self._unfinished = 0
@@ -195,6 +211,10 @@ class Events(Resource, Generic[R]):
                 object.maps["ring_buffer"].max_entries = self._buffer_size
             if way.storage == "hash":
                 object.maps["socket_hash"].max_entries = self._max_sockets
+            if self._max_groups:
+                for name in host.GROUP_MAPS:
+                    object.maps[name].autocreate = True
+                    object.maps[name].max_entries = self._max_groups
             object.load()
             transport: Transport[R]
             if way.transport == "ringbuf":
@@ -299,7 +319,12 @@ class Events(Resource, Generic[R]):
             misses = max(0, skipped - lost["recovered"])  # while detaching, the second program is alone
             accepts = sum(program.recursion_misses for program in self._accept)
             self._losses = Losses(
-                lost["buffer_full"], lost["sockets_full"], misses, self._unfinished, accepts
+                lost["buffer_full"],
+                lost["sockets_full"],
+                misses,
+                self._unfinished,
+                accepts,
+                lost["groups_full"],
             )
         return self._losses
 

@@ -54,6 +54,7 @@ WAYS = tuple(
 HOOKS, STORAGES, TRANSPORTS, ACCEPTS = (tuple(dict.fromkeys(choices)) for choices in zip(*WAYS))
 
 STORAGE_MAPS = {"sk_storage": "socket_storage", "hash": "socket_hash"}
+GROUP_MAPS = ("groups_a", "groups_b")
 _TRANSPORT_MAPS = {"ringbuf": "ring_buffer", "perfbuf": "perf_buffers"}
 
 KERNEL_BTF = "/sys/kernel/btf/vmlinux"
@@ -117,6 +118,8 @@ def open_object(
         object.variables["use_ring_buffer"] = way.transport == "ringbuf"
         for choice, map in (*STORAGE_MAPS.items(), *_TRANSPORT_MAPS.items()):
             object.maps[map].autocreate = choice in way
+        for map in object.maps.keys() & set(GROUP_MAPS):
+            object.maps[map].autocreate = False
     except BaseException:
         object.close()
         raise

@@ -154,6 +154,10 @@ class Identity(Record):
         return self.uid if self.tid else "-"
 
 
+ROLES = ("-", "connect", "accept")
+"""enum role of bpf/events.h."""
+
+
 class Course(Record):
     """How a session went, as struct tcp_sock counts it; 0 where it is not known."""
 
@@ -202,7 +206,7 @@ class Ending(Record):
     @property
     def role_name(self) -> str:
         """`connect` or `accept`; `-` where its beginning was not seen."""
-        return ("-", "connect", "accept")[self.role]
+        return ROLES[self.role]
 
     @property
     def mark(self) -> str:
@@ -243,6 +247,15 @@ class Ending(Record):
             took_over = self.orphaned and not self.late_data
             return "fin-local" if self.fin_received or took_over else "reset-sent"
         return {LAST_ACK: "fin-remote", CLOSING: "fin-both"}.get(self.oldstate, "reset-sent")
+
+    @property
+    def failed(self) -> bool:
+        """Whether it ended by an error, or was never established.
+
+        That is every end but `fin-local`, `fin-remote`, `fin-both` and `reset-sent`, and of the latter those
+        after late data, and those before the handshake was over.
+        """
+        return not self.open and (bool(self.error) or self.oldstate in (SYN_SENT, SYN_RECV))
 
     @property
     def reason(self) -> str:
@@ -316,13 +329,20 @@ class Transition(Record):
         return state_name(self.newstate)
 
 
-class WithEndpoints(Record):
-    """What all events have: a time, a span, and a socket's two ends."""
+class Timed(Record):
+    """What all that is listed has: a time."""
 
     __slots__ = ()
 
     time_ns: int
     """CLOCK_MONOTONIC, in ns."""
+
+
+class WithEndpoints(Timed):
+    """What all events have: a time, a span, and a socket's two ends."""
+
+    __slots__ = ()
+
     span_ns: int
     endpoints: Endpoints
     netns: int

@@ -16,9 +16,9 @@ if TYPE_CHECKING:
     from typing import Generic, TypeVar
 
     from tcpobs.libbpf.object import Object
-    from tcpobs.records import WithEndpoints
+    from tcpobs.records import Timed
 
-    R = TypeVar("R", bound=WithEndpoints)
+    R = TypeVar("R", bound=Timed)
 else:
     R = None
 

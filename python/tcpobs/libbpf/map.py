@@ -15,7 +15,10 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
 BATCH = 4096
-"""Entries asked for in one bpf_map_lookup_batch call."""
+"""Entries asked for in one bpf_map_lookup_batch call, at most."""
+
+BATCH_BYTES = 256 << 10
+"""And bytes of values."""
 
 
 class MapType(IntEnum):
@@ -140,7 +143,7 @@ class Map(Handle):
     def _batches(self, *, take: bool = False) -> Iterator[tuple[bytes, bytes]]:
         look_up = library().bpf_map_lookup_and_delete_batch if take else library().bpf_map_lookup_batch
         key_size, value_size = self.key_size, self.value_size
-        room = min(BATCH, self.max_entries)
+        room = min(BATCH, self.max_entries, max(16, BATCH_BYTES // value_size))
         keys = ctypes.create_string_buffer(key_size * room)
         values = ctypes.create_string_buffer(value_size * room)
         position = ctypes.create_string_buffer(max(key_size, 8))

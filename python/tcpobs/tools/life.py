@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import argparse
+
 from tcpobs import filters
 from tcpobs.columns import Column
+from tcpobs.errors import TcpobsError, UsageError
 from tcpobs.events import Events
 from tcpobs.privileges import Capability
 from tcpobs.records import Session
@@ -11,7 +14,6 @@ from tcpobs.tools import listing, owners
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    import argparse
     from collections.abc import Iterable, Sequence
 
     from typing_extensions import Unpack
@@ -29,6 +31,9 @@ examples:
                               how those with this network went and ended, and whose they are
   tcpobs life --existing --open --every 60
                               also what was open before, is open each minute, and at the end
+  tcpobs life --summary -d 10 how many sessions in 10 s, and how long they took, by owner and service
+  tcpobs life --summary --by comm,port --every 60
+                              the same each minute, by name and port alone
   tcpobs life -T --csv > sessions.csv
 
 PID and COMM are the process that connected, accepted or closed, the latest of them; 0 and - when none
@@ -39,7 +44,11 @@ their MS counts from its start and has a +, as has that of sessions that are ope
 -x adds: ROLE; END, REASON and ERROR, how it ended and why (docs/life.md); RTT_US and MINRTT_US; RETRANS,
 LOST, SEGS_IN, SEGS_OUT and DELIVERED, in segments; HSHAKE_US, how long the handshake took, and LIFE_US,
 from the first SYN that was seen to the end; CC, the congestion control; TID and UID, NETNS, CONTAINER and
-CGROUP."""
+CGROUP.
+
+--summary counts SESSIONS, and those that FAILED: an error ended them, or they were never established.
+MS and RTT, both in ms, are what 50, 90 and 99 in a hundred are not above. --by takes owner (PID and COMM),
+pid, comm, uid, role, raddr, laddr, port (the one that was connected to), netns and cgroup."""
 
 COLUMNS = (
     Column("PID", "owner.pid", "%-5d"),
@@ -104,7 +113,29 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
     add("--existing", action="store_true", help="also sessions that are older than tcpobs")
     add("--open", action="store_true", help="also what is still open, at the end")
-    add("--every", type=listing.seconds, metavar="SECONDS", help="also what is open, each so many seconds")
+    add(
+        "--every",
+        type=listing.seconds,
+        metavar="SECONDS",
+        help="also what is open, each so many seconds; a --summary each so many",
+    )
+    add(
+        "--summary",
+        action="store_true",
+        help="what sessions come to, by what they have in common",
+    )
+    add("--by", type=_by, metavar="WHAT", help="group by this (default owner,raddr,port)")
+    add("--max-groups", type=listing.count, metavar="N", help="room for groups (default 10240)")
+
+
+def _by(text: str) -> str:
+    from tcpobs.tools import summary
+
+    try:
+        summary.checked(text)
+    except TcpobsError as error:
+        raise argparse.ArgumentTypeError(str(error)) from None
+    return text
 
 
 def run(arguments: argparse.Namespace) -> None:
@@ -112,6 +143,13 @@ def run(arguments: argparse.Namespace) -> None:
     if arguments.ebpf:
         listing.print_source("life")
         return
+    if arguments.summary:
+        from tcpobs.tools import summary
+
+        summary.run(arguments)
+        return
+    if arguments.by or arguments.max_groups:
+        raise UsageError("--by and --max-groups go with --summary")
     listing.run(
         arguments,
         columns(arguments),

@@ -23,9 +23,9 @@ if TYPE_CHECKING:
     from tcpobs.columns import Column
     from tcpobs.events import Events, Options
     from tcpobs.privileges import Capability
-    from tcpobs.records import WithEndpoints
+    from tcpobs.records import Timed
 
-    R = TypeVar("R", bound=WithEndpoints)
+    R = TypeVar("R", bound=Timed)
 
     class Filters(TypedDict):
         """The filters that all listings have."""
@@ -77,7 +77,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     add(
         "--max-sockets",
-        type=_count,
+        type=count,
         default=events.MAX_SOCKETS,
         metavar="N",
         help="sockets remembered where the kernel cannot do so itself, before 5.11 (default 1048576)",
@@ -310,7 +310,8 @@ def _size(text: str) -> int:
     return size
 
 
-def _count(text: str) -> int:
+def count(text: str) -> int:
+    """A number of something, for argparse."""
     count = whole_number(text, 1, (1 << 32) - 1)
     if count is None:
         raise argparse.ArgumentTypeError(f"{text!r} is not a whole number from 1 to {(1 << 32) - 1}")
