@@ -53,7 +53,7 @@ def make_sessions(family: int, count: int) -> int:
             server.recv(1000 * number + 1, socket.MSG_WAITALL)
             server.sendall(bytes(2000))
             client.recv(2000, socket.MSG_WAITALL)
-            time.sleep(0.004 * (number % 5 + 1))
+            time.sleep(0.004 * 3 ** (number % 4))
             ENDS[number % len(ENDS)](pair)
     return int(address[1])
 
@@ -93,9 +93,12 @@ def test_sums_are_those_of_the_list(way: Options, family: int) -> None:
             rank = math.ceil(len(own) * percent / 100) - 1
             ms = sorted(session.ms for session in own)[rank]
             rtt = sorted(session.course.srtt_us for session in own)[rank] / 1000
-            # Each trace has its own clock readings, some µs apart.
-            assert abs(group.ms(percent) - ms) <= ms / 16 + 0.1
-            assert abs(group.rtt_ms(percent) - rtt) <= rtt / 16 + 1e-6
+            ours, rtt_ms = group.ms(percent), group.rtt_ms(percent)
+            assert ours
+            assert rtt_ms
+            # Each trace reads the clock for itself: in an emulated machine that is up to 1 ms later.
+            assert abs(ours - ms) <= ms / 16 + 2
+            assert abs(rtt_ms - rtt) <= rtt / 16 + 1e-6
 
 
 @pytest.mark.parametrize(
@@ -157,7 +160,7 @@ def test_refused(family: int) -> None:
                 socket.create_connection((address, port))
         [group] = settled(trace, port, 3)
     assert (group.sessions, group.failed, group.pid) == (3, 3, os.getpid())
-    assert (str(group.raddr), group.tx_bytes, group.rx_bytes, group.rtt_ms(50)) == (address, 0, 0, 0)
+    assert (str(group.raddr), group.tx_bytes, group.rx_bytes, group.rtt_ms(50)) == (address, 0, 0, None)
 
 
 def test_more_groups_than_room_are_lost_and_told(way: Options) -> None:
@@ -239,7 +242,7 @@ def test_sessions_older_than_the_trace(family: int) -> None:
         wait(lambda: sum(g.sessions for g in trace.groups() if g.port in ports) >= 6)
         groups = [group for group in trace.groups() if group.port in ports]
     assert {group.role for group in groups} == {"-"}
-    assert all(group.ms(99) == 0 and group.rtt_ms(99) > 0 for group in groups)
+    assert all(group.ms(99) is None and group.rtt_ms(99) for group in groups)
 
 
 @pytest.mark.parametrize(

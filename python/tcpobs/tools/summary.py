@@ -51,28 +51,28 @@ class Histogram(Record):
 
     __slots__ = ()
 
-    def percentile(self, percent: float) -> float:
-        """The value that so many percent are not above, in µs; 0 where there are none."""
+    def percentile_ms(self, percent: float) -> float | None:
+        """The value that so many percent are not above, in ms; None where there are no values."""
         counts = self[self.fields["counts"]]
         assert isinstance(counts, bytes)
         sums = _sums(counts)
         rank = -(-sums[-1] * percent // 100)
-        return middle(bisect_left(sums, max(rank, 1))) if sums[-1] else 0.0
+        return middle(bisect_left(sums, max(rank, 1))) / 1000 if sums[-1] else None
 
     @property
-    def p50(self) -> float:
+    def p50(self) -> float | None:
         """The median."""
-        return self.percentile(50)
+        return self.percentile_ms(50)
 
     @property
-    def p90(self) -> float:
+    def p90(self) -> float | None:
         """What nine in ten are not above."""
-        return self.percentile(90)
+        return self.percentile_ms(90)
 
     @property
-    def p99(self) -> float:
+    def p99(self) -> float | None:
         """What 99 in a hundred are not above."""
-        return self.percentile(99)
+        return self.percentile_ms(99)
 
 
 @lru_cache(8)  # a group's percentiles are asked for one after another
@@ -223,27 +223,23 @@ class Group(Timed):
         """Received."""
         return self.sums.rx_bytes
 
-    def ms(self, percent: float) -> float:
+    def ms(self, percent: float) -> float | None:
         """How long, in ms, so many percent took at most: of those that are not older than the trace.
 
-        At most 6.25% off; more than 76 hours count as 76 hours. 0 where it is known of none.
+        At most 6.25% off; more than 76 hours count as 76 hours. None where there are none.
         """
-        return self.sums.durations.percentile(percent) / 1e3
+        return self.sums.durations.percentile_ms(percent)
 
-    def rtt_ms(self, percent: float) -> float:
+    def rtt_ms(self, percent: float) -> float | None:
         """What, in ms, so many percent of the smoothed round-trip times are not above.
 
         Of those sessions that have one: a refused one has none. At most 6.25% off; more than 17 seconds count
-        as 17 seconds. 0 where it is known of none.
+        as 17 seconds. None where there are none.
         """
-        return self.sums.rtts.percentile(percent) / 1e3
+        return self.sums.rtts.percentile_ms(percent)
 
 
 # ---- columns
-
-
-def _ms(us: float) -> float:
-    return us / 1000
 
 
 def _percentiles(name: str, histogram: str, text: str, json: str) -> list[Column]:
@@ -253,7 +249,8 @@ def _percentiles(name: str, histogram: str, text: str, json: str) -> list[Column
             f"sums.{histogram}.p{percent}",
             text,
             csv="%.3f",
-            convert=_ms,
+            convert=lambda ms: ms or 0.0,
+            json=lambda ms: ms,
             name=f"{json}_p{percent}",
         )
         for percent in (50, 90, 99)
