@@ -6,6 +6,7 @@ a tool that fails is one.
 
 from __future__ import annotations
 
+import csv
 import datetime
 import os
 import platform
@@ -202,6 +203,93 @@ def start_up(tool: Tool) -> float:
             process.kill()
             process.wait()
     return passed * 1e3
+
+
+# ---- life --summary
+
+
+@dataclass
+class Busy:
+    """What one run of `life -s` or `life --summary -s` cost, with the load or, as long, without."""
+
+    whole: float  # ms of CPU, start-up and all
+    tracing: float  # ms of CPU since it traces, with its end
+    sessions: int  # of the load's connections
+    lost: bool
+
+
+def busy(flags: Sequence[str], load: bool) -> Busy:
+    """Runs `tcpobs life`, writing to a file."""
+    out, log = BUILD / "rows", BUILD / "log"
+    with open(out, "wb") as stdout, open(log, "wb") as stderr:
+        process = subprocess.Popen([str(TCPOBS), "life", "-s", *flags], stdout=stdout, stderr=stderr)
+    try:
+        wait_until(lambda: is_ready(process, "tcpobs life", log), "tcpobs life to start")
+        time.sleep(0.1)
+        traces = time.clock_gettime(
+            ~process.pid << 3 | 2
+        )  # its CPU clock, as clock_getcpuclockid(3) makes it
+        if load:
+            subprocess.run([BUILD / "connections", str(CONNECTIONS)], check=True)
+        else:
+            time.sleep(1.0)
+        settle(out)
+        cpu = finish(process, "tcpobs life", log)
+    finally:
+        if process.returncode is None:
+            process.kill()
+            process.wait()
+    with open(out, newline="") as file:
+        rows = list(csv.DictReader(file))
+    if "--summary" in flags:
+        sessions = max((int(row["SESSIONS"]) for row in rows), default=0)
+    else:
+        ports = Counter(port for row in rows for port in (row["LPORT"], row["RPORT"]))
+        sessions = max(ports.values(), default=0)
+    return Busy(cpu * 1e3, (cpu - traces) * 1e3, sessions, log.stat().st_size > 0)
+
+
+def summary_lines() -> list[list[str]]:
+    """The lines on `life --summary` beside the list of the same sessions."""
+    kinds = [(flags, load) for load in (True, False) for flags in ((), ("--summary",))]
+    runs: dict[tuple[tuple[str, ...], bool], list[Busy]] = {kind: [] for kind in kinds}
+    for number in range(RUNS):
+        for kind in kinds:
+            progress(f"run {number + 1} of {RUNS}: tcpobs life {' '.join(kind[0])}")
+            runs[kind].append(busy(*kind))
+    listing, ours, idle_listing, idle = (runs[kind] for kind in kinds)
+    whole = sum(run.sessions == 2 * CONNECTIONS and not run.lost for run in ours)
+
+    def caused(loaded: Sequence[Busy], unloaded: Sequence[Busy]) -> list[float]:
+        none = median(run.tracing for run in unloaded)
+        return [run.tracing - none for run in loaded]
+
+    by_load, by_listing = caused(ours, idle), caused(listing, idle_listing)
+    ratio = median(by_load) / median(by_listing)
+    ratio_whole = median(run.whole for run in ours) / median(run.whole for run in listing)
+    return [
+        [
+            "tcpobs life --summary: sessions in groups",
+            f"{spread([run.sessions for run in ours])}; all in {whole} of {RUNS} runs",
+            f"listed: {spread([run.sessions for run in listing])}",
+            f"{2 * CONNECTIONS:,}, nothing lost, {RUNS} of {RUNS}",
+            said(whole == RUNS),
+        ],
+        [
+            "tcpobs life --summary: CPU that the load causes (without what a run without load takes)",
+            f"{spread(by_load, 1)} ms, {ratio:.2f} times",
+            f"listed: {spread(by_listing, 1)} ms",
+            "at most 0.1 times",
+            said(ratio <= 0.1),
+        ],
+        [
+            "tcpobs life --summary: CPU of the whole process, start-up included",
+            f"{spread([run.whole for run in ours])} ms, {ratio_whole:.2f} times",
+            f"listed: {spread([run.whole for run in listing])} ms",
+            "",
+            "",
+        ],
+    ]
 
 
 # ---- the report
@@ -408,6 +496,7 @@ def main() -> None:
     lines = [["what", "tcpobs", "libbpf-tools", "reach", "reached"], ["---"] * 5]
     lines += [line for pair in all_pairs for line in lines_of(pair)]
     lines.append(system_call_line())
+    lines += summary_lines()
     lines.append(wheel_line())
     table = "".join(f"| {' | '.join(line)} |\n" for line in lines)
     table += beside_tcplife + beside_bpftrace + beside_bcc()

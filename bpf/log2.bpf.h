@@ -14,7 +14,9 @@ static __always_inline __u32 highest_bit(__u64 value)
 	value -= value >> 1 & 0x5555555555555555;
 	value = (value & 0x3333333333333333) + (value >> 2 & 0x3333333333333333);
 	value = (value + (value >> 4)) & 0x0f0f0f0f0f0f0f0f;
-	return value * 0x0101010101010101 >> 56;
+	value = value * 0x0101010101010101 >> 56;
+	barrier_var(value); /* or clang leaves out the limit, which the verifier wants to see */
+	return value & 63;
 }
 
 #endif
