@@ -211,7 +211,7 @@ def test_variables_before_loading(fresh_object: Object) -> None:
     variables = fresh_object.variables
     assert {"lports", "rports", "only_family", "only_pid", "use_sk_storage", "lost"} <= set(variables)
     assert variables["use_sk_storage"] is True
-    assert variables["lost"] == {"buffer_full": 0, "sockets_full": 0, "recovered": 0}
+    assert variables["lost"] == {"buffer_full": 0, "sockets_full": 0, "recovered": 0, "groups_full": 0}
     before = {name: variables[name] for name in variables if name != "only_pid"}
     variables["only_pid"] = 181
     assert variables["only_pid"] == 181
