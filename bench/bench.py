@@ -226,9 +226,8 @@ def busy(flags: Sequence[str], load: bool) -> Busy:
     try:
         wait_until(lambda: is_ready(process, "tcpobs life", log), "tcpobs life to start")
         time.sleep(0.1)
-        traces = time.clock_gettime(
-            ~process.pid << 3 | 2
-        )  # its CPU clock, as clock_getcpuclockid(3) makes it
+        # Its CPU clock, as clock_getcpuclockid(3) makes it.
+        traces = time.clock_gettime(~process.pid << 3 | 2)
         if load:
             subprocess.run([BUILD / "connections", str(CONNECTIONS)], check=True)
         else:
@@ -241,11 +240,13 @@ def busy(flags: Sequence[str], load: bool) -> Busy:
             process.wait()
     with open(out, newline="") as file:
         rows = list(csv.DictReader(file))
-    if "--summary" in flags:
-        sessions = max((int(row["SESSIONS"]) for row in rows), default=0)
-    else:
-        ports = Counter(port for row in rows for port in (row["LPORT"], row["RPORT"]))
-        sessions = max(ports.values(), default=0)
+    ports = Counter[str]()
+    for row in rows:
+        if "--summary" in flags:
+            ports[row["PORT"]] += int(row["SESSIONS"])
+        else:
+            ports.update((row["LPORT"], row["RPORT"]))
+    sessions = max(ports.values(), default=0)  # the load's port is the one that most have
     return Busy(cpu * 1e3, (cpu - traces) * 1e3, sessions, log.stat().st_size > 0)
 
 
