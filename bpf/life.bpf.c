@@ -48,8 +48,8 @@ static __always_inline bool has_late_data(struct tcp_sock *tcp, struct socket_st
 		       BPF_CORE_READ(tcp, total_retrans) == state->retransmits_at_close);
 }
 
-/* Describes the session; false if it is not wanted. */
-static __always_inline bool describe(struct session *event, struct tcp_sock *tcp, struct socket_state *state)
+/* Describes the session; false if it is not wanted. A function of its own, for many programs call it. */
+static __noinline bool describe(struct session *event, struct tcp_sock *tcp, struct socket_state *state)
 {
 	read_endpoints(&event->endpoints, tcp);
 	event->netns = read_netns(tcp);
