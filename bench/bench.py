@@ -22,6 +22,8 @@ from pathlib import Path
 from statistics import median
 from typing import TYPE_CHECKING
 
+from holding import open_sockets
+
 import argdist
 import owners
 import tcpobs
@@ -48,6 +50,7 @@ if TYPE_CHECKING:
 CONNECTIONS = 20_000
 RUNS = 5
 STARTS = 20
+SOCKETS = 100_000
 
 
 @dataclass
@@ -358,6 +361,23 @@ def lines_of(pair: Pair) -> list[list[str]]:
     ]
 
 
+def snapshot_line() -> list[str]:
+    """The line on the start with many sockets open, with and without a look at who holds them."""
+    with open_sockets(SOCKETS):
+        tools = [Tool("life", [str(TCPOBS), "life", *flags], (-6, -4)) for flags in ((), ("--existing",))]
+        for _ in range(RUNS):
+            for tool in tools:
+                tool.starts.append(start_up(tool))
+    plain, existing = (tool.starts for tool in tools)
+    return [
+        f"tcpobs life --existing: start to header with {SOCKETS:,} open sockets",
+        f"{spread(existing)} ms, {spread(plain)} ms without --existing",
+        "",
+        "1,000 ms more at most",
+        said(median(existing) - median(plain) <= 1000),
+    ]
+
+
 def system_call_ns(accept: str) -> float:
     """What a system call takes while `life` sees accepts this way."""
     log = BUILD / "log"
@@ -496,6 +516,7 @@ def main() -> None:
     passed = [now - then for now, then in zip(cpu_times(), before)]
     lines = [["what", "tcpobs", "libbpf-tools", "reach", "reached"], ["---"] * 5]
     lines += [line for pair in all_pairs for line in lines_of(pair)]
+    lines.append(snapshot_line())
     lines.append(system_call_line())
     lines += summary_lines()
     lines.append(wheel_line())
