@@ -37,7 +37,7 @@ def open_sockets(count: int) -> Iterator[None]:
 
 
 def _holder(sessions: int, address: str, release: int, keep: int) -> tuple[int, int]:
-    """Forks a process that holds both ends of so many sessions; its PID, and what tells when they are open."""
+    """Forks a process with both ends of so many sessions; its PID, and what tells when they are open."""
     ready, tell = os.pipe()
     pid = os.fork()
     if pid:
