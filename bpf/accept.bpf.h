@@ -29,8 +29,11 @@ static __always_inline int on_accept(struct sock *sk)
 	state = find_state(sk);
 	if (!state && track_existing)
 		state = make_existing(sk);
-	if (state)
-		current_acted(&state->owner);
+	if (!state || !is_state_of(sk, state))
+		return 0;
+	current_acted(&state->owner);
+	if (!is_state_of(sk, state)) /* it came to be another's meanwhile: rather nobody than a wrong one */
+		state->owner = (struct owner){};
 	return 0;
 }
 

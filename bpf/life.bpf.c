@@ -10,6 +10,7 @@
 #include "owner.bpf.h"
 
 struct socket_state {
+	__u64 sk;
 	__u64 begun_ns; /* the first change; 0: not seen */
 	__u64 born_ns; /* the last change to a state before FIN_WAIT1; 0: not seen */
 	struct owner owner;
@@ -130,7 +131,7 @@ static __always_inline int on_change(void *ctx, struct sock *sk, int oldstate, i
 	if (!state)
 		return 0;
 	if (begins(oldstate, newstate))
-		__builtin_memset(state, 0, sizeof(*state));
+		clear_state(sk, state);
 	state->newstate = newstate;
 	if (is_birth(newstate))
 		note_birth(state, tcp, oldstate, newstate);

@@ -20,8 +20,11 @@ static __always_inline int is_held(struct sock *sk, struct task_struct___owner *
 	state = find_state(sk);
 	if (!state)
 		state = make_existing(sk);
-	if (state)
-		task_holds(&state->owner, task);
+	if (!state || !is_state_of(sk, state))
+		return 0;
+	task_holds(&state->owner, task);
+	if (!is_state_of(sk, state)) /* as in on_accept() */
+		state->owner = (struct owner){};
 	return 0;
 }
 

@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: GPL-2.0-only OR BSD-2-Clause */
 /*
  * What a program remembers of each socket, as a struct socket_state that it defines before this include.
- * Its members owner, newstate (the last change's) and existing are used here and in the other headers.
+ * Its members sk, owner, newstate (the last change's) and existing are used here and in the other headers.
  * Kept in the socket itself (sk_storage), which frees it with the socket and has no limit of its own; or
  * in a hash map by the socket's address, where the kernel does not give sk_storage to tracing programs
  * (before 5.11) or to this kind of program (tracepoint, kprobe).
@@ -39,7 +39,7 @@ static __always_inline struct socket_state *find_state(struct sock *sk)
 /* A new one, all zero. NULL when there is no room. */
 static __always_inline struct socket_state *make_state(struct sock *sk)
 {
-	struct socket_state empty = {};
+	struct socket_state empty = { .sk = (__u64)sk };
 	__u64 key = (__u64)sk;
 
 	if (use_sk_storage)
@@ -58,6 +58,22 @@ static __always_inline struct socket_state *find_or_make_state(struct sock *sk)
 	if (!state)
 		COUNT(lost.sockets_full);
 	return state;
+}
+
+/* The state of a socket whose life begins: what is in it is of an earlier one. */
+static __always_inline void clear_state(struct sock *sk, struct socket_state *state)
+{
+	__builtin_memset(state, 0, sizeof(*state));
+	state->sk = (__u64)sk;
+}
+
+/*
+ * Is it still this socket's? A change that ends it may come at the same time, but for who holds the socket's
+ * lock; and the kernel uses the memory of what is deleted from a hash at once again.
+ */
+static __always_inline bool is_state_of(struct sock *sk, struct socket_state *state)
+{
+	return use_sk_storage || *(volatile __u64 *)&state->sk == (__u64)sk;
 }
 
 /* Sessions older than the trace are remembered too: those of its start (the snapshot), and those that change.

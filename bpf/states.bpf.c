@@ -10,6 +10,7 @@
 #include "owner.bpf.h"
 
 struct socket_state {
+	__u64 sk;
 	__u64 changed_ns; /* 0: no change seen yet */
 	struct owner owner;
 	int newstate;
@@ -43,7 +44,7 @@ static __always_inline int on_change(void *ctx, struct sock *sk, int oldstate, i
 	state = find_or_make_state(sk);
 	if (state) {
 		if (begins(oldstate, newstate))
-			__builtin_memset(state, 0, sizeof(*state));
+			clear_state(sk, state);
 		if (state->changed_ns)
 			event.span_ns = event.time_ns - state->changed_ns;
 		state->changed_ns = event.time_ns;
