@@ -19,23 +19,35 @@ from live.workloads import SESSIONS, WORKLOADS, Score, run, score
 from measuring import BUILD, TCPOBS, fd_infos, finish, progress, said, tracefs, wait_until
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterable, Iterator
 
     from live.workloads import Ports, Truth
 
-    Rows = dict[Ports, int]  # the PID that a tool gave to each end
+    Pids = Iterator[tuple[Ports, int]]  # that a tool gave to each end
 
 
-def ours(text: str) -> Rows:
+def ours(text: str) -> Pids:
     """What tcpobs wrote with --json."""
-    rows = map(json.loads, text.splitlines())
-    return {(row["lport"], row["rport"]): row["pid"] for row in rows}
+    for row in map(json.loads, text.splitlines()):
+        yield (row["lport"], row["rport"]), row["pid"]
 
 
-def theirs(text: str) -> Rows:
+def theirs(text: str) -> Pids:
     """What tcplife wrote; names may have blanks, so the ports are counted from the row's end."""
-    rows = [line.split() for line in text.splitlines()[1:]]
-    return {(int(row[-6]), int(row[-4])): int(row[0]) for row in rows}
+    for row in map(str.split, text.splitlines()[1:]):
+        yield (int(row[-6]), int(row[-4])), int(row[0])
+
+
+def of_workloads(pids: Pids, truths: Iterable[Truth]) -> dict[Ports, int]:
+    """Those of the workloads' ends. Raises RuntimeError when other sessions had the same ports."""
+    ends = {ports for truth in truths for ports in truth}
+    found: dict[Ports, int] = {}
+    for ports, pid in pids:
+        if ports in found:
+            raise RuntimeError("other sessions had the same ports: measure again, on a quiet machine")
+        if ports in ends:
+            found[ports] = pid
+    return found
 
 
 @contextmanager
@@ -75,7 +87,9 @@ def measure(sessions: int) -> dict[str, tuple[Score, Score]]:
                 progress(f"owners: {workload.__doc__}")
                 truths.append((workload.__doc__, run(workload, family, sessions)))
     progress("")
-    us, them = ours(our_rows.read_text()), theirs(their_rows.read_text())
+    of_all = [truth for _, truth in truths]
+    us = of_workloads(ours(our_rows.read_text()), of_all)
+    them = of_workloads(theirs(their_rows.read_text()), of_all)
     found: dict[str, tuple[Score, Score]] = {}
     for title, truth in truths:
         before = found.get(title, (Score(), Score()))

@@ -76,6 +76,21 @@ class Gate:
         os.close(self._write)
 
 
+_PORTS: set[int] = set()
+
+
+def bound(family: int) -> socket.socket:
+    """A socket with a port that no other had, so that two ports tell all sessions of a process apart."""
+    while True:
+        found = socket.socket(family)
+        found.bind((LOOPBACK[socket.AddressFamily(family)], 0))
+        port = found.getsockname()[1]
+        if port not in _PORTS:
+            _PORTS.add(port)
+            return found
+        found.close()
+
+
 class Stage:
     """What the processes of one workload share: a listener, and the pipe for their notes."""
 
@@ -83,8 +98,8 @@ class Stage:
 
     def __init__(self, family: int, sessions: int) -> None:
         self.family, self.sessions = socket.AddressFamily(family), sessions
-        address = LOOPBACK[self.family], 0
-        self.listener = socket.create_server(address, family=self.family, backlog=sessions)
+        self.listener = bound(family)
+        self.listener.listen(sessions)
         self.address: tuple[str, int] = self.listener.getsockname()[:2]
         self._read, self._write = os.pipe()
         self._running: dict[int, int] = {}
@@ -373,20 +388,21 @@ def duplicated(stage: Stage) -> None:
 def refused(stage: Stage) -> None:
     """refused: only the client has an end"""
 
-    def visit(stage: Stage) -> None:
-        with socket.socket(stage.family) as bound:  # nobody listens there, and nobody else will
-            bound.bind((stage.address[0], 0))
-            address = bound.getsockname()
-            ends = [socket.socket(stage.family) for _ in range(stage.sessions)]
-            for end in ends:  # all before the first connects: what is refused loses its port, for another
-                end.bind((stage.address[0], 0))
-                stage.note_ports((end.getsockname()[1], address[1]), myself())
-            for end in ends:
-                with suppress(ConnectionRefusedError):
-                    end.connect(address)
-                    raise AssertionError("somebody listens")
+    silent = bound(stage.family)  # nobody listens there, and nobody else will
+    address = silent.getsockname()[:2]
 
-    stage.client(visit)
+    def visit(stage: Stage) -> None:
+        ends = [socket.socket(stage.family) for _ in range(stage.sessions)]
+        for end in ends:  # all before the first connects: what is refused loses its port, for another
+            end.bind((stage.address[0], 0))
+            stage.note_ports((end.getsockname()[1], address[1]), myself())
+        for end in ends:
+            with suppress(ConnectionRefusedError):
+                end.connect(address)
+                raise AssertionError("somebody listens")
+
+    stage.wait(stage.client(visit))
+    silent.close()
 
 
 def server_idle(stage: Stage) -> None:
