@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import socket
 import time
+import traceback
 from collections.abc import Callable, Iterator, Sequence
 from functools import lru_cache
 from typing import NamedTuple
@@ -50,18 +51,18 @@ class Trace(NamedTuple):
 def traced(accept: str | None) -> Trace:
     """All workloads under this accept's way, or the default; where that is the same, it is traced once."""
     found = _traced(accept)
-    if isinstance(found, Exception):
-        raise found
+    if isinstance(found, str):
+        pytest.fail(found, pytrace=False)
     return found
 
 
 @lru_cache(None)
-def _traced(accept: str | None) -> Trace | Exception:
+def _traced(accept: str | None) -> Trace | str:
     """The same, or why not: nothing is gained by trying again for each test."""
     try:
         return _trace(accept)
-    except Exception as error:
-        return error
+    except Exception:
+        return traceback.format_exc()
 
 
 def _trace(accept: str | None) -> Trace:
@@ -90,8 +91,10 @@ def _run_all(sessions: int, life: Events[Session], states: Events[StateChange] |
             trace.life[which] = _owners(ended, truth)
             if changed:
                 trace.states[which] = _owners(changed, truth)
-    assert not life.losses
-    assert not states or not states.losses
+    for events in filter(None, (life, states)):
+        # Linux 7 may skip a program, which is told as well; what counts here is whether an owner is missing.
+        losses = events.losses
+        assert not (losses.buffer_full or losses.sockets_full or losses.unfinished), losses
     return trace
 
 
