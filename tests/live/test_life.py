@@ -7,6 +7,7 @@ import socket
 import threading
 import time
 from collections.abc import Callable
+from functools import partial
 from typing import TYPE_CHECKING
 
 import pytest
@@ -92,38 +93,35 @@ def close_when_told(end: socket.socket) -> None:
     end.close()
 
 
-@pytest.mark.parametrize(
-    ("client_ends", "server_ends", "server_acts"),
-    [
-        (socket.socket.close, close_when_told, True),
-        (close_when_told, socket.socket.close, True),
-        # The reset closes the other end in a softirq; who accepted is known only where that is seen.
-        (reset, close_when_told, False),
-        (close_when_told, reset, True),
-    ],
-    ids=["client", "server", "client-resets", "server-resets"],
+CLIENT_SERVER_ACTS = (
+    (socket.socket.close, close_when_told, True),
+    (close_when_told, socket.socket.close, True),
+    # The reset closes the other end in a softirq; who accepted is known only where that is seen.
+    (reset, close_when_told, False),
+    (close_when_told, reset, True),
 )
-def test_who_ends_a_session_owns_its_end(
-    way: Options,
-    client_ends: Callable[[socket.socket], None],
-    server_ends: Callable[[socket.socket], None],
-    server_acts: bool,
-) -> None:
+"""What the client does, what the server does, and whether that shows the server."""
+
+
+def test_who_ends_a_session_owns_its_end(way: Options, family: int) -> None:
     """Each end belongs to the process that acted on it; nobody's is 0 and `-`, and never a guess."""
-    for family, address in LOOPBACK.items():
-        with (
-            tcpobs.sessions(**way) as events,
-            socket.create_server((address, 0), family=family) as listener,
-        ):
-            port = listener.getsockname()[1]
-            with child(lambda: serve(listener, server_ends)) as server_pid:
-                client_end = socket.create_connection(listener.getsockname()[:2])
-                client_end.sendall(b"!")
-                client_end.recv(1)  # now the server's accept() has
-                client_ends(client_end)
-            client, server = both(gather(events, of_port(port, 2)), port)
+    address = LOOPBACK[socket.AddressFamily(family)]
+    truth: dict[int, int] = {}
+    with tcpobs.sessions(**way) as events:
+        for client_ends, server_ends, server_acts in CLIENT_SERVER_ACTS:
+            with socket.create_server((address, 0), family=socket.AddressFamily(family)) as listener:
+                with child(partial(serve, listener, server_ends)) as server_pid:
+                    client_end = socket.create_connection(listener.getsockname()[:2])
+                    client_end.sendall(b"!")
+                    client_end.recv(1)  # now the server's accept() has
+                    client_ends(client_end)
+                known = server_acts or way["accept"] != "none"
+                truth[listener.getsockname()[1]] = server_pid if known else 0
+        seen = gather(events, lambda seen: all(of_port(port, 2)(seen) for port in truth))
+    for port, server_pid in truth.items():
+        client, server = both(seen, port)
         assert client.pid == os.getpid()
-        assert server.pid == (server_pid if server_acts or way["accept"] != "none" else 0)
+        assert server.pid == server_pid
         assert (server.comm == "-") == (server.pid == 0)
 
 

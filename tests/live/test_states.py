@@ -69,34 +69,37 @@ def by_socket(events: list[StateChange], port: int) -> dict[str, list[StateChang
     return found
 
 
-@pytest.mark.parametrize(
-    ("end", "client", "server"),
-    [
-        (client_first, CLOSES_FIRST, CLOSES_SECOND),
-        (server_first, CLOSES_SECOND, CLOSES_FIRST),
-        (client_resets, IS_RESET, IS_RESET),
-        (server_resets, IS_RESET, IS_RESET),
-        (half_closed, CLOSES_FIRST, CLOSES_SECOND),
-    ],
-)
-def test_both_ends_of_a_session(
-    family: int,
-    way: Options,
-    end: Callable[[Pair], None],
-    client: list[str],
-    server: list[str],
-) -> None:
-    with tcpobs.states(**way) as events:
-        pair = connect(family)
-        client_port, server_port = pair.ports
-        end(pair)
-        seen = gather(events, closed(server_port, 3))
-        assert not events.losses
-    ends = by_socket(seen, server_port)
-    assert path(ends["client"]) == CLIENT_OPENS + client
-    assert path(ends["server"]) == SERVER_OPENS + server
-    assert path(ends["listener"]) == ["CLOSE>LISTEN", "LISTEN>CLOSE"]
+PATHS: dict[Callable[[Pair], None], tuple[list[str], list[str]]] = {
+    client_first: (CLOSES_FIRST, CLOSES_SECOND),
+    server_first: (CLOSES_SECOND, CLOSES_FIRST),
+    client_resets: (IS_RESET, IS_RESET),
+    server_resets: (IS_RESET, IS_RESET),
+    half_closed: (CLOSES_FIRST, CLOSES_SECOND),
+}
+"""How the client's and the server's end close, by who ends the session."""
 
+
+def test_both_ends_of_a_session(family: int, way: Options) -> None:
+    with tcpobs.states(**way) as events:
+        all_ports = []
+        for end in PATHS:
+            pair = connect(family)
+            all_ports.append(pair.ports)
+            end(pair)
+        seen = gather(events, lambda seen: all(closed(ports[1], 3)(seen) for ports in all_ports))
+        assert not events.losses
+    for ports, (client, server) in zip(all_ports, PATHS.values()):
+        ends = by_socket(seen, ports[1])
+        assert path(ends["client"]) == CLIENT_OPENS + client
+        assert path(ends["server"]) == SERVER_OPENS + server
+        assert path(ends["listener"]) == ["CLOSE>LISTEN", "LISTEN>CLOSE"]
+        has_addresses(ends, family, *ports)
+
+
+def has_addresses(
+    ends: dict[str, list[StateChange]], family: int, client_port: int, server_port: int
+) -> None:
+    """Asserts that each change has the socket's addresses, and the task of a system call."""
     address = LOOPBACK[socket.AddressFamily(family)]
     for event in ends["client"] + ends["server"] + ends["listener"]:
         assert event.ip == (4 if family == socket.AF_INET else 6)

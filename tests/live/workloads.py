@@ -7,6 +7,7 @@ construction, and asked of no kernel. Clients run as another user than servers.
 
 from __future__ import annotations
 
+import errno
 import os
 import queue
 import select
@@ -19,7 +20,7 @@ import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import suppress
 from functools import partial
-from itertools import chain, islice
+from itertools import chain, cycle, islice
 from typing import NamedTuple, NoReturn
 
 from live.tcp import DEADLINE, LOOPBACK, reset, wait_closed
@@ -76,19 +77,21 @@ class Gate:
         os.close(self._write)
 
 
-_PORTS: set[int] = set()
+_PORTS = cycle(range(16_384, 32_768))
+"""Below those that the kernel chooses (ip_local_port_range of ip(7)), which are the clients'."""
 
 
 def bound(family: int) -> socket.socket:
     """A socket with a port that no other had, so that two ports tell all sessions of a process apart."""
+    found = socket.socket(family)
     while True:
-        found = socket.socket(family)
-        found.bind((LOOPBACK[socket.AddressFamily(family)], 0))
-        port = found.getsockname()[1]
-        if port not in _PORTS:
-            _PORTS.add(port)
+        try:
+            found.bind((LOOPBACK[socket.AddressFamily(family)], next(_PORTS)))
+        except OSError as error:
+            if error.errno != errno.EADDRINUSE:
+                raise
+        else:
             return found
-        found.close()
 
 
 class Stage:
