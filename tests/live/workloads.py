@@ -77,8 +77,11 @@ class Gate:
         os.close(self._write)
 
 
-_PORTS = cycle(range(16_384, 32_768))
+_LOWEST, _HIGHEST = 10_000, 32_767
 """Below those that the kernel chooses (ip_local_port_range of ip(7)), which are the clients'."""
+
+# Each process begins elsewhere: a session with the ports of one that is in TIME_WAIT may have to wait.
+_PORTS = islice(cycle(range(_LOWEST, _HIGHEST)), os.getpid() * 211 % (_HIGHEST - _LOWEST), None)
 
 
 def bound(family: int) -> socket.socket:
