@@ -247,12 +247,12 @@ def report(outcomes: Sequence[Outcome], bcc: Outcome, seconds: float) -> str:
 Written by `make test-vm`, {datetime.now(timezone.utc):%Y-%m-%d %H:%M} UTC, on {platform.machine()}; it took \
 {seconds / 60:.1f} minutes.
 
-Each column is one of Debian's kernels, booted in a VM with one emulated CPU, where `tests/live` ran: all of it on
-{WHOLE}, and on the others what hangs on the kernel most. The figures are tests that passed. `no` is a limit of that kernel, with its cause, and a test checks that
-tcpobs names it. Those of a way (hook, storage, transport) ran with it forced. The last line counts the ends
-of sessions in `test_owners`, the best way: those with their owner's PID, those that no process acted on, with
-0, and those with 0 or another PID instead of their owner's. On arm64, the aarch64 wheel was
-installed in a Debian 13 for arm64, and tested there.
+Each column is one of Debian's kernels, booted in a VM with one emulated CPU, where `tests/live` ran: all of
+it on {WHOLE}, and on the others what hangs on the kernel most. The figures are tests that passed. `no` is a
+limit of that kernel, with its cause, and a test checks that tcpobs names it. Those of a way (hook, storage,
+transport, accept) ran with it forced. The last line counts the ends of sessions in `test_owners`, the best
+way: those with their owner's PID, those that no process acted on, with 0, and those with 0 or another PID
+instead of their owner's. On arm64, the aarch64 wheel was installed in a Debian 13 for arm64, and tested there.
 
 {table(run)}{absent}
 On {bcc.name}, side by side with BCC's tcpstates and tcplife (`tests/bcc`): \
