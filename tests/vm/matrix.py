@@ -252,7 +252,8 @@ it on {WHOLE}, and on the others what hangs on the kernel most. The figures are 
 limit of that kernel, with its cause, and a test checks that tcpobs names it. Those of a way (hook, storage,
 transport, accept) ran with it forced. The last line counts the ends of sessions in `test_owners`, the best
 way: those with their owner's PID, those that no process acted on, with 0, and those with 0 or another PID
-instead of their owner's. On arm64, the aarch64 wheel was installed in a Debian 13 for arm64, and tested there.
+instead of their owner's. On arm64, the aarch64 wheel was installed in a Debian 13 for arm64, and tested
+there.
 
 {table(run)}{absent}
 On {bcc.name}, side by side with BCC's tcpstates and tcplife (`tests/bcc`): \
