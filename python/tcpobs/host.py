@@ -164,7 +164,7 @@ def refusal(failures: Sequence[tuple[Way, LibbpfError]], btf: str | None = None)
         )
     if btf and not os.path.exists(KERNEL_BTF):  # tp_btf takes the kernel's own
         failures = [failure for failure in failures if failure[0].hook != "tp_btf"] or failures
-    forced = len({(way.hook, way.accept) for way, _ in failures}) == 1
+    forced = set.intersection(*(set(way) for way, _ in failures))
     for way, error in failures:
         known = _cause(way, error, btf, forced)
         if known:
@@ -191,8 +191,8 @@ def unprivileged() -> tuple[str, str]:
     return "tracing needs root, or the capabilities CAP_BPF and CAP_PERFMON", "try it with sudo"
 
 
-def _cause(way: Way, error: LibbpfError, btf: str | None, forced: bool) -> tuple[str, str] | None:
-    """Why one way failed, if that is something known, and what to do; `forced`: it is the only hook."""
+def _cause(way: Way, error: LibbpfError, btf: str | None, forced: set[str]) -> tuple[str, str] | None:
+    """Why one way failed, if that is something known, and what to do; `forced` is what all ways have."""
     if not btf and not os.path.exists(KERNEL_BTF) and "BTF" in error.log:
         return (
             f"this kernel carries no type information, {KERNEL_BTF} is missing",
@@ -208,9 +208,9 @@ def _cause(way: Way, error: LibbpfError, btf: str | None, forced: bool) -> tuple
             f"kernel.perf_event_paranoid of {paranoid} closes perf events, as Debian's kernels do it",
             "sysctl kernel.perf_event_paranoid=2, or give the capability CAP_SYS_ADMIN",
         )
-    if forced and "probe" in way.hook + way.accept and not os.path.exists(KPROBES):
+    if forced & {"kprobe", "kretprobe"} and not os.path.exists(KPROBES):
         return "this kernel has no kprobes (CONFIG_KPROBES)", "use another hook"
-    if forced and way.accept == "fexit" and not takes_fexit():
+    if "fexit" in forced and not takes_fexit():
         return "this kernel takes no fexit programs", "do without --accept"
     if error.errno == errno.EPERM and error.what.startswith("perf_buffer"):
         return (

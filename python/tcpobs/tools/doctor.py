@@ -73,7 +73,12 @@ def run(arguments: argparse.Namespace) -> int:
         _compiler(),
         _journal(),
         *tools,
-        Finding("while running", None, "no capability is kept once all is attached; by argdist, CAP_BPF", ""),
+        Finding(
+            "while running",
+            None,
+            "no capability is kept once all is attached; by argdist and life --open, --every, --summary, CAP_BPF",
+            "",
+        ),
     ]
     with suppress(BrokenPipeError):  # the status says it, too
         output.write(_as_json(able, findings) if arguments.json else _as_text(findings))
