@@ -47,6 +47,8 @@ It tries each mechanism by loading and attaching a program, and detaches it at o
 0 when `states` and `life` can run, else 1. Without root it says what it could not look at."""
 
 
+KEPT = "no capability, once all is attached; argdist and life --open, --every, --summary keep CAP_BPF"
+
 UPROBES = "/sys/bus/event_source/devices/uprobe"
 
 
@@ -73,12 +75,7 @@ def run(arguments: argparse.Namespace) -> int:
         _compiler(),
         _journal(),
         *tools,
-        Finding(
-            "while running",
-            None,
-            "no capability is kept once all is attached; by argdist and life --open, --every, --summary, CAP_BPF",
-            "",
-        ),
+        Finding("while running", None, KEPT, ""),
     ]
     with suppress(BrokenPipeError):  # the status says it, too
         output.write(_as_json(able, findings) if arguments.json else _as_text(findings))
