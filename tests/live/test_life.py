@@ -81,10 +81,10 @@ def test_bytes_addresses_and_duration(family: int, way: Options) -> None:
     assert (client.tx_kb, client.rx_kb) == (292, 4)
 
 
-def serve(listener: socket.socket, end: Callable[[socket.socket], None]) -> None:
+def serve(listener: socket.socket, ready: int, end: Callable[[socket.socket], None]) -> None:
     server, _ = listener.accept()
     server.recv(1)  # now the client's connect() has returned
-    server.sendall(b"!")
+    os.write(ready, b"!")
     end(server)
 
 
@@ -107,17 +107,22 @@ def test_who_ends_a_session_owns_its_end(way: Options, family: int) -> None:
     """Each end belongs to the process that acted on it; nobody's is 0 and `-`, and never a guess."""
     address = LOOPBACK[socket.AddressFamily(family)]
     truth: dict[int, int] = {}
+    served, ready = os.pipe()
     with tcpobs.sessions(**way) as events:
         for client_ends, server_ends, server_acts in CLIENT_SERVER_ACTS:
             with socket.create_server((address, 0), family=socket.AddressFamily(family)) as listener:
-                with child(partial(serve, listener, server_ends)) as server_pid:
+                with child(partial(serve, listener, ready, server_ends)) as server_pid:
                     client_end = socket.create_connection(listener.getsockname()[:2])
                     client_end.sendall(b"!")
-                    client_end.recv(1)  # now the server's accept() has
+                    # Now the server's accept() has; and it holds the lock no more: a reset that came while
+                    # it did would be handled by the server.
+                    os.read(served, 1)
                     client_ends(client_end)
                 known = server_acts or way["accept"] != "none"
                 truth[listener.getsockname()[1]] = server_pid if known else 0
         seen = gather(events, lambda seen: all(of_port(port, 2)(seen) for port in truth))
+    os.close(served)
+    os.close(ready)
     for port, server_pid in truth.items():
         client, server = both(seen, port)
         assert client.pid == os.getpid()
