@@ -158,12 +158,23 @@ int BPF_PROG(life_tp_btf, struct sock *sk, int oldstate, int newstate)
 	return on_change(ctx, sk, oldstate, newstate);
 }
 
-SEC("tp_btf/inet_sock_set_state")
-int BPF_PROG(life_tp_btf_again, struct sock *sk, int oldstate, int newstate)
+static __always_inline int on_skipped(void *ctx, struct sock *sk, int oldstate, int newstate)
 {
 	bool known = newstate != TCP_CLOSE && makes_known(oldstate, newstate);
 
 	return was_skipped(sk, newstate, known) ? on_change(ctx, sk, oldstate, newstate) : 0;
+}
+
+SEC("tp_btf/inet_sock_set_state")
+int BPF_PROG(life_tp_btf_again, struct sock *sk, int oldstate, int newstate)
+{
+	return on_skipped(ctx, sk, oldstate, newstate);
+}
+
+SEC("tp_btf/inet_sock_set_state")
+int BPF_PROG(life_tp_btf_preempted, struct sock *sk, int oldstate, int newstate)
+{
+	return on_skipped(ctx, sk, oldstate, newstate);
 }
 
 SEC("tracepoint/sock/inet_sock_set_state")

@@ -118,6 +118,7 @@ static __always_inline void forget_state(struct sock *sk, struct socket_state *s
  * it comes while a process is in the program, and from Linux 7.0 on, where tracepoints can be preempted, any
  * number may be. So a second program of the same kind is attached behind the first, and does what the first
  * had to leave: each leaves a change's newstate in the socket's state, and the socket is locked meanwhile.
+ * Where tracepoints can be preempted, there is a third.
  *
  * Was this change left? makes_state: the first program would have made a state for it.
  */

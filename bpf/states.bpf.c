@@ -78,10 +78,21 @@ int BPF_PROG(states_tp_btf, struct sock *sk, int oldstate, int newstate)
 	return on_change(ctx, sk, oldstate, newstate);
 }
 
+static __always_inline int on_skipped(void *ctx, struct sock *sk, int oldstate, int newstate)
+{
+	return was_skipped(sk, newstate, newstate != TCP_CLOSE) ? on_change(ctx, sk, oldstate, newstate) : 0;
+}
+
 SEC("tp_btf/inet_sock_set_state")
 int BPF_PROG(states_tp_btf_again, struct sock *sk, int oldstate, int newstate)
 {
-	return was_skipped(sk, newstate, newstate != TCP_CLOSE) ? on_change(ctx, sk, oldstate, newstate) : 0;
+	return on_skipped(ctx, sk, oldstate, newstate);
+}
+
+SEC("tp_btf/inet_sock_set_state")
+int BPF_PROG(states_tp_btf_preempted, struct sock *sk, int oldstate, int newstate)
+{
+	return on_skipped(ctx, sk, oldstate, newstate);
 }
 
 SEC("tracepoint/sock/inet_sock_set_state")

@@ -243,7 +243,7 @@ class Events(Resource, Generic[R]):
             raise
         self._object, self._transport, self._poll = object, transport, poll
         self._accept = [object.programs[name] for name in programs if name.startswith("accept_")]
-        first = [name for name in programs if not name.endswith("_again")]
+        first = [name for name in programs if not name.endswith(("_again", "_preempted"))]
         self._programs = [object.programs[name] for name in first[len(self._accept) :]]
 
     def __iter__(self) -> Iterator[R]:

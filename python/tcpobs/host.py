@@ -112,6 +112,8 @@ def open_object(
         # accept first: whoever accepts a session whose birth was seen is to be seen, too
         programs = [f"accept_{way.accept}"] if way.accept != "none" else []
         programs += [program for program in object.programs if f"{program}_".startswith(f"{name}_")]
+        if not _tracepoints_are_preempted():
+            programs = [program for program in programs if not program.endswith("_preempted")]
         for program in object.programs:
             object.programs[program].autoload = program in (*programs, *iterators)
         object.variables["use_sk_storage"] = way.storage == "sk_storage"
@@ -124,6 +126,14 @@ def open_object(
         object.close()
         raise
     return object, programs
+
+
+def _tracepoints_are_preempted() -> bool:
+    """Whether a program may stand still in a tracepoint while other tasks run: from Linux 7.0 on.
+
+    Nothing else tells it than the release: it is no feature that could be tried.
+    """
+    return int(os.uname().release.split(".")[0]) >= 7
 
 
 def _read_object(tool: str) -> bytes:

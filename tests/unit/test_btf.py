@@ -236,6 +236,7 @@ def test_what_an_object_holds(life_object: Object) -> None:
     assert set(life_object.programs) == {
         "life_tp_btf",
         "life_tp_btf_again",
+        "life_tp_btf_preempted",
         "life_tracepoint",
         "life_kprobe",
         "life_kprobe_clone",
