@@ -524,6 +524,8 @@ def main() -> None:
     table += beside_tcplife + beside_bpftrace + beside_bcc()
     print(table, end="")
     (HERE / "results.md").write_text(intro(all_pairs, passed[7] / sum(passed)) + table)
+    readme = HERE.parent / "README.md"
+    readme.write_text(owners.refreshed(readme.read_text(), beside_tcplife))
 
 
 if __name__ == "__main__":

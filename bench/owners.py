@@ -133,6 +133,18 @@ Every end right: {reached}.
 """
 
 
+def refreshed(readme: str, section: str) -> str:
+    """The README, whose table has some of the section's rows, with their figures of now."""
+    measured = {row.split(" | ")[0]: row for row in section.splitlines() if _is_row(row)}
+    return "".join(
+        f"{measured.get(row.split(' | ')[0], row) if _is_row(row) else row}\n" for row in readme.splitlines()
+    )
+
+
+def _is_row(line: str) -> bool:
+    return line.startswith("| ") and line.count(" | ") == 8
+
+
 if __name__ == "__main__":
     # A try: few sessions, and nothing written.
     BUILD.mkdir(parents=True, exist_ok=True)
