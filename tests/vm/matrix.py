@@ -163,7 +163,8 @@ def _other_types(line: kernels.Line) -> None:
 
 
 def _read(outcome: Outcome, junit: str) -> None:
-    """Counts the tests of a junit report by what they are about (see _subjects)."""
+    """Counts the tests of a junit report by what they are about (see _subjects), and keeps it."""
+    (BUILD / f"{outcome.name}-{outcome.tests}.xml").write_text(junit)
     suite = next(ElementTree.fromstring(junit).iter("testsuite"))
     for entry in suite.iterfind("properties/property"):
         outcome.properties[entry.attrib["name"]] = entry.attrib["value"]
