@@ -15,10 +15,6 @@ struct files_struct___fdt {
 	struct fdtable___fd *fdt;
 } __attribute__((preserve_access_index));
 
-struct task_struct___files {
-	struct files_struct___fdt *files;
-} __attribute__((preserve_access_index));
-
 static __always_inline int on_accept(struct sock *sk)
 {
 	struct tcp_sock *tcp = tcp_socket_of_any(sk);
@@ -71,7 +67,7 @@ int BPF_KRETPROBE(accept_kretprobe, struct sock *sk)
 SEC("tp_btf/sys_exit")
 int BPF_PROG(accept_syscall, struct pt_regs *regs, long fd)
 {
-	struct task_struct___files *task;
+	struct task_struct___owner *task;
 	struct fdtable___fd *table;
 	struct file___socket **files, *file = NULL;
 	struct sock *sk;

@@ -30,18 +30,16 @@ struct kernfs_node___id {
 	__u64 id;
 } __attribute__((preserve_access_index));
 
-struct cgroup___ancestors {
+/* One declaration of each kernel struct: libbpf looks through all of the kernel's types for each. */
+struct cgroup___owner {
 	int level;
 	struct kernfs_node___id *kn;
-	struct cgroup___ancestors *ancestors[]; /* Linux 6.1 */
-} __attribute__((preserve_access_index));
-
-struct cgroup___ids {
-	__u64 ancestor_ids[]; /* before */
+	struct cgroup___owner *ancestors[1]; /* Linux 6.1; as many as it is deep */
+	__u64 ancestor_ids[1]; /* before */
 } __attribute__((preserve_access_index));
 
 struct css_set___default {
-	struct cgroup___ancestors *dfl_cgrp;
+	struct cgroup___owner *dfl_cgrp;
 } __attribute__((preserve_access_index));
 
 struct cred___uid {
@@ -57,6 +55,7 @@ struct task_struct___owner {
 	char comm[16];
 	struct cred___uid *cred;
 	struct css_set___default *cgroups;
+	struct files_struct___fdt *files;
 } __attribute__((preserve_access_index));
 
 static __always_inline void read_current(struct task *task)
@@ -65,7 +64,7 @@ static __always_inline void read_current(struct task *task)
 	bpf_get_current_comm(task->comm, sizeof(task->comm));
 }
 
-static __always_inline bool is_in_cgroup(struct cgroup___ancestors *cgroup)
+static __always_inline bool is_in_cgroup(struct cgroup___owner *cgroup)
 {
 	__u32 level = only_cgroup_level;
 	__u64 id = 0;
@@ -75,16 +74,14 @@ static __always_inline bool is_in_cgroup(struct cgroup___ancestors *cgroup)
 	if (BPF_CORE_READ(cgroup, level) < (int)level)
 		return false;
 	if (bpf_core_field_exists(cgroup->ancestors)) {
-		struct cgroup___ancestors *ancestor = NULL;
+		struct cgroup___owner *ancestor = NULL;
 
 		bpf_probe_read_kernel(&ancestor, sizeof(ancestor),
 			(void *)cgroup + bpf_core_field_offset(cgroup->ancestors) + level * sizeof(ancestor));
 		id = BPF_CORE_READ(ancestor, kn, id);
 	} else {
-		struct cgroup___ids *older = (void *)cgroup;
-
 		bpf_probe_read_kernel(&id, sizeof(id),
-			(void *)cgroup + bpf_core_field_offset(older->ancestor_ids) + level * sizeof(id));
+			(void *)cgroup + bpf_core_field_offset(cgroup->ancestor_ids) + level * sizeof(id));
 	}
 	return id == only_cgroup;
 }
@@ -92,7 +89,7 @@ static __always_inline bool is_in_cgroup(struct cgroup___ancestors *cgroup)
 static __always_inline void read_owner(
 	struct owner *owner, struct task_struct___owner *task, enum evidence evidence)
 {
-	struct cgroup___ancestors *cgroup = BPF_CORE_READ(task, cgroups, dfl_cgrp);
+	struct cgroup___owner *cgroup = BPF_CORE_READ(task, cgroups, dfl_cgrp);
 
 	owner->cgroup = BPF_CORE_READ(cgroup, kn, id);
 	owner->identity.tid = BPF_CORE_READ(task, pid);

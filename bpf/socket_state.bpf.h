@@ -21,7 +21,7 @@ struct {
 struct {
 	__uint(type, BPF_MAP_TYPE_HASH);
 	__uint(map_flags, BPF_F_NO_PREALLOC);
-	__uint(max_entries, 1 << 20); /* --max-sockets */
+	__uint(max_entries, 1 << 18); /* --max-sockets */
 	__type(key, __u64);
 	__type(value, struct socket_state);
 } socket_hash SEC(".maps");

@@ -44,8 +44,8 @@ else:
 BUFFER_SIZE = 8 << 20
 """Bytes of the buffer unless told otherwise: about 80,000 events."""
 
-MAX_SOCKETS = 1 << 20
-"""Sockets that the hash map holds, where it is used, unless told otherwise."""
+MAX_SOCKETS = 1 << 18
+"""Sockets that the hash map holds, where it is used, unless told otherwise; more delay the start."""
 
 POLL_SECONDS = 0.05
 """The reader looks at the buffer this often; the programs wake it only when much is waiting."""

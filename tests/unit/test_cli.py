@@ -128,7 +128,7 @@ def test_nothing_asked_for(tool: str, monkeypatch: pytest.MonkeyPatch) -> None:
     assert listing.options(arguments) == {
         "duration": None,
         "buffer_size": 8 << 20,
-        "max_sockets": 1 << 20,
+        "max_sockets": 1 << 18,
         "btf": None,
         "hook": None,
         "storage": None,

@@ -80,7 +80,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         type=count,
         default=events.MAX_SOCKETS,
         metavar="N",
-        help="sockets remembered where the kernel cannot do so itself, before 5.11 (default 1048576)",
+        help="sockets remembered where the kernel cannot do so itself, before 5.11 (default 262144)",
     )
     add("--btf", metavar="FILE", help="the kernel's types, where it does not carry them itself")
     add("-v", "--verbose", action="store_true", help="show libbpf's messages on standard error")
