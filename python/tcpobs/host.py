@@ -112,7 +112,7 @@ def open_object(
         # accept first: whoever accepts a session whose birth was seen is to be seen, too
         programs = [f"accept_{way.accept}"] if way.accept != "none" else []
         programs += [program for program in object.programs if f"{program}_".startswith(f"{name}_")]
-        if not _tracepoints_are_preempted():
+        if not tracepoints_are_preempted():
             programs = [program for program in programs if not program.endswith("_preempted")]
         for program in object.programs:
             object.programs[program].autoload = program in (*programs, *iterators)
@@ -128,7 +128,7 @@ def open_object(
     return object, programs
 
 
-def _tracepoints_are_preempted() -> bool:
+def tracepoints_are_preempted() -> bool:
     """Whether a program may stand still in a tracepoint while other tasks run: from Linux 7.0 on.
 
     Nothing else tells it than the release: it is no feature that could be tried.

@@ -29,6 +29,9 @@ ACCEPTS = {way.accept: way for way in (host.Way("tp_btf", "hash", "ringbuf", "no
 MISSES_ACCEPTS = {"none", *(["kretprobe"] if "test_recursion" in LIMITS else [])}
 """Not all are seen: old kernels' kretprobes have room for one process per CPU that waits in accept."""
 
+PREEMPTS = host.tracepoints_are_preempted()
+"""Rows may be missing, told, where more tasks stand still in the programs than there are programs."""
+
 Rows = dict[Ports, Owner]
 Which = tuple[str, int]
 """A workload's name, and a family."""
@@ -86,16 +89,21 @@ def _run_all(sessions: int, life: Events[Session], states: Events[StateChange] |
         for family in LOOPBACK:
             which = workload.__name__, int(family)
             try:
-                truth = trace.truth[which] = run(workload, family, sessions)
+                truth = run(workload, family, sessions)
             except BaseException as error:
                 raise AssertionError(f"the workload {which} failed") from error
             for rows, events, batches in ((trace.life, life, ended), (trace.states, states, changed)):
                 if events and batches:
                     rows[which] = _owners(batches, truth)
                     missing = truth.keys() - rows[which].keys()
-                    assert not missing, (
+                    told = events.losses.recursion_misses if PREEMPTS else 0
+                    assert len(missing) <= told, (
                         f"{which}: {len(missing)} have no row, lost: {events.losses}: {missing}"
                     )
+                    truth = {ports: owner for ports, owner in truth.items() if ports not in missing}
+            trace.truth[which] = truth
+            for seen in (trace.life, trace.states) if states else ():
+                seen[which] = {ports: owner for ports, owner in seen[which].items() if ports in truth}
     # Linux 7 may skip a program, which is told as well; what counts here is whether an owner is missing.
     assert not life.losses.buffer_full, life.losses
     return trace
@@ -139,7 +147,7 @@ def test_every_owner_is_right(workload: Callable[[Stage], None], family: int, ac
     trace = traced(accept)
     which = workload.__name__, family
     truth, rows = trace.truth[which], trace.life[which]
-    assert len(truth) >= FEWER * (1 if workload is refused else 2)
+    assert len(truth) >= (FEWER - PREEMPTS) * (1 if workload is refused else 2)
     for ports, owner in truth.items():
         seen = rows[ports]
         if seen.pid or owner.acted or accept not in MISSES_ACCEPTS:

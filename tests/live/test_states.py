@@ -55,7 +55,7 @@ def path(events: list[StateChange]) -> list[str]:
 
 
 def by_socket(events: list[StateChange], port: int) -> dict[str, list[StateChange]]:
-    """The events of each socket with this port at either end, by its part; others' are left out."""
+    """The events of each socket of this server's port, by its part; others' are left out."""
     parts = {"SYN_SENT": "client", "SYN_RECV": "server", "LISTEN": "listener"}
     found: dict[str, list[StateChange]] = {}
     open_now: dict[int, list[StateChange]] = {}
@@ -64,8 +64,9 @@ def by_socket(events: list[StateChange], port: int) -> dict[str, list[StateChang
         changes.append(event)
         if event.newstate == "CLOSE":
             del open_now[event.skaddr]
-            if port in (event.lport, event.rport):
-                found[parts[changes[0].newstate]] = changes
+            part = parts[changes[0].newstate]
+            if port == (event.rport if part == "client" else event.lport):
+                found[part] = changes
     return found
 
 
