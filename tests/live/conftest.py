@@ -9,14 +9,16 @@ from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING
 
 import pytest
+from _pytest.runner import runtestprotocol
 
-from live import asking
+from live import asking, unseen
 from live.tcp import ALL_WAYS, WAYS, limit
+from live.unseen import TRACING
 
 if TYPE_CHECKING:
     from tcpobs.events import Options
 
-TRACING = "/sys/kernel/tracing"
+_CHANGES = pytest.StashKey[unseen.Changes]()
 
 
 @pytest.fixture(params=[socket.AF_INET, socket.AF_INET6], ids=["IPv4", "IPv6"])
@@ -59,3 +61,27 @@ def tracefs() -> Iterator[None]:
     yield
     if not mounted:
         subprocess.run(["umount", TRACING], check=True)
+
+
+@pytest.fixture(scope="session", autouse=True)
+def changes(tracefs: None, request: pytest.FixtureRequest) -> Iterator[None]:
+    """What pytest_runtest_protocol looks at."""
+    with unseen.changes() as changes:
+        request.config.stash[_CHANGES] = changes
+        yield
+        del request.config.stash[_CHANGES]
+
+
+def pytest_runtest_protocol(item: pytest.Item, nextitem: pytest.Item | None) -> bool:
+    """Runs a test again that failed while a change was shown to no BPF program, and says so."""
+    item.ihook.pytest_runtest_logstart(nodeid=item.nodeid, location=item.location)
+    reports = runtestprotocol(item, log=False, nextitem=nextitem)
+    changes = item.config.stash.get(_CHANGES, None)
+    by_pid_1 = changes.by_pid_1() if changes else set()
+    if by_pid_1 and any(report.failed for report in reports):
+        item.warn(pytest.PytestWarning(f"run again: PID 1 changed the sockets with the ports {by_pid_1}"))
+        reports = runtestprotocol(item, log=False, nextitem=nextitem)
+    for report in reports:
+        item.ihook.pytest_runtest_logreport(report=report)
+    item.ihook.pytest_runtest_logfinish(nodeid=item.nodeid, location=item.location)
+    return True

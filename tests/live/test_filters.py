@@ -14,38 +14,41 @@ from live.tcp import Pair, child, client_first, connect, gather, reset, wait_clo
 from live.wire import Wire
 from tcpobs.records import WithEndpoints
 
+Ports = frozenset[int]
+"""A session, by its two ports: one of them alone may have been another's a moment ago."""
 
-def ports(events: Iterable[WithEndpoints]) -> set[int]:
-    return {port for event in events for port in (event.lport, event.rport)}
+
+def ports(event: WithEndpoints) -> Ports:
+    return frozenset((event.lport, event.rport))
 
 
-def check(wanted: Callable[[], int], unwanted: Iterable[Callable[[], int]], **filters: Any) -> None:
-    """Both ends of the wanted session come, and none of the others; each gives its port when it is over."""
+def check(wanted: Callable[[], Ports], unwanted: Iterable[Callable[[], Ports]], **filters: Any) -> None:
+    """Both ends of the wanted session come, and none of the others."""
     with tcpobs.sessions(**filters) as sessions, tcpobs.states(**filters) as states:
         others = {make() for make in unwanted}
-        port = wanted()
-        seen = gather(sessions, lambda seen: sum(port in (s.lport, s.rport) for s in seen) >= 2)
-        assert not others & ports(seen)
-        changes = gather(states, lambda seen: sum(is_end(change, port) for change in seen) >= 2)
-        assert not others & ports(changes)
+        found = wanted()
+        seen = gather(sessions, lambda seen: list(map(ports, seen)).count(found) >= 2)
+        assert not others & set(map(ports, seen))
+        changes = gather(states, lambda seen: sum(is_end(change, found) for change in seen) >= 2)
+        assert not others & set(map(ports, changes))
 
 
-def is_end(change: tcpobs.StateChange, port: int) -> bool:
-    """Whether a session with this port ended; a listener's peer has no port."""
-    return change.newstate == "CLOSE" and port in (change.lport, change.rport) and change.rport != 0
+def is_end(change: tcpobs.StateChange, of: Ports) -> bool:
+    """Whether that session ended."""
+    return change.newstate == "CLOSE" and ports(change) == of
 
 
-def ended(pair: Pair) -> int:
-    """Its server's port, when it is over."""
-    port = pair.ports[1]
+def ended(pair: Pair) -> Ports:
+    """Its ports, when it is over."""
+    found = frozenset(pair.ports)
     client_first(pair)
-    return port
+    return found
 
 
-def from_address(client: str, server: str, listen_at: str | None = None) -> Callable[[], int]:
+def from_address(client: str, server: str, listen_at: str | None = None) -> Callable[[], Ports]:
     """A session between these addresses, to a listener that may have another one (`::`)."""
 
-    def make() -> int:
+    def make() -> Ports:
         family = socket.AF_INET6 if ":" in (listen_at or server) else socket.AF_INET
         dual = listen_at == "::"
         with socket.create_server((listen_at or server, 0), family=family, dualstack_ipv6=dual) as listener:
@@ -81,7 +84,9 @@ V6 = from_address("::1", "::1")
         ([f"10.{number}.0.0/16" for number in range(7)] + ["127.1.2.3"], MAPPED, [V4_ELSEWHERE, V6]),
     ],
 )  # fmt: skip
-def test_networks(networks: list[str], wanted: Callable[[], int], unwanted: list[Callable[[], int]]) -> None:
+def test_networks(
+    networks: list[str], wanted: Callable[[], Ports], unwanted: list[Callable[[], Ports]]
+) -> None:
     check(wanted, unwanted, networks=networks)
 
 
@@ -106,42 +111,44 @@ def test_a_network_namespace() -> None:
             tcpobs.sessions(netns=os.stat("/proc/self/ns/net").st_ino) as here,
         ):
             outside = V4()
-            port = ended(wire.connect())
+            pair = wire.connect()
+            port = pair.ports[1]
+            inside = ended(pair)
             (session,) = gather(sessions, lambda seen: len(seen) >= 1)
             changes = gather(states, lambda seen: any(change.newstate == "CLOSE" for change in seen))
-            ours = gather(here, lambda seen: sum(outside in (s.lport, s.rport) for s in seen) >= 2)
+            ours = gather(here, lambda seen: list(map(ports, seen)).count(outside) >= 2)
         assert (session.rport, session.netns, str(session.laddr)) == (port, wire.netns(0), "10.77.0.1")
         assert {(change.rport, change.netns) for change in changes} == {(port, wire.netns(0))}
-        assert port not in ports(ours)
+        assert inside not in map(ports, ours)
 
 
-def in_child(prepare: Callable[[], object] = lambda: None) -> tuple[int, int]:
-    """A session of another process; its PID, and the session's port."""
+def in_child(prepare: Callable[[], object] = lambda: None) -> Ports:
+    """A session of another process."""
     read, write = os.pipe()
 
     def work() -> None:
         prepare()
-        os.write(write, str(ended(connect(socket.AF_INET))).encode())
+        os.write(write, b"%d %d" % tuple(ended(connect(socket.AF_INET))))
 
-    with child(work) as pid:
-        port = int(os.read(read, 10))
+    with child(work):
+        found = frozenset(map(int, os.read(read, 20).split()))
     for fd in (read, write):
         os.close(fd)
-    return pid, port
+    return found
 
 
-def another_user() -> int:
-    return in_child(lambda: os.setuid(4711))[1]
+def another_user() -> Ports:
+    return in_child(lambda: os.setuid(4711))
 
 
-def named(name: bytes) -> Callable[[], int]:
+def named(name: bytes) -> Callable[[], Ports]:
     """A session of a process with this name."""
 
     def rename() -> None:
         with open("/proc/self/comm", "wb") as file:
             file.write(name)
 
-    return lambda: in_child(rename)[1]
+    return lambda: in_child(rename)
 
 
 def test_a_user() -> None:
@@ -159,7 +166,7 @@ def test_a_name(name: str) -> None:
 
 def test_a_process() -> None:
     """Both ends are this process's; another's, that was its child, are not."""
-    check(V4, [lambda: in_child()[1]], pid=os.getpid())
+    check(V4, [in_child], pid=os.getpid())
 
 
 def nobody_s() -> int:
@@ -178,7 +185,7 @@ def test_nobody_s_is_in_no_filter_by_owner(filter: dict[str, int]) -> None:
     with tcpobs.sessions(**filter) as events:  # type: ignore[arg-type]
         port = nobody_s()
         last = V4()
-        seen = gather(events, lambda seen: sum(last in (s.lport, s.rport) for s in seen) >= 2)
+        seen = gather(events, lambda seen: list(map(ports, seen)).count(last) >= 2)
     ends = [(s.pid, s.lport == port) for s in seen if port in (s.lport, s.rport)]
     assert sorted(ends) == [(0, True)] * (not filter) + [(os.getpid(), False)]
 
@@ -187,13 +194,13 @@ def test_all_at_once() -> None:
     """Each of them has to hold."""
     pid = os.getpid()
 
-    def reset_one() -> int:
+    def reset_one() -> Ports:
         pair = connect(socket.AF_INET)
-        port = pair.ports[1]
+        found = frozenset(pair.ports)
         reset(pair.client)
         wait_closed(pair.server)
         pair.server.close()
-        return port
+        return found
 
     everything = {
         "networks": ["127.0.0.0/8"],
@@ -201,4 +208,4 @@ def test_all_at_once() -> None:
         "pid": pid,
         "netns": os.stat("/proc/self/ns/net").st_ino,
     }
-    check(reset_one, [another_user, V6, lambda: in_child()[1]], **everything)
+    check(reset_one, [another_user, V6, in_child], **everything)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 
-from live.conftest import TRACING
+from live.unseen import TRACING
 from tcpobs.tools.argdist import tracepoints
 
 
