@@ -75,10 +75,13 @@ def changes(tracefs: None, request: pytest.FixtureRequest) -> Iterator[None]:
 def pytest_runtest_protocol(item: pytest.Item, nextitem: pytest.Item | None) -> bool:
     """Runs a test again that failed while a change was shown to no BPF program, and says so."""
     item.ihook.pytest_runtest_logstart(nodeid=item.nodeid, location=item.location)
+    if _CHANGES in item.config.stash:  # not before the session's fixtures are there, and after
+        item.config.stash[_CHANGES].forget()
     reports = runtestprotocol(item, log=False, nextitem=nextitem)
     changes = item.config.stash.get(_CHANGES, None)
-    by_pid_1 = changes.by_pid_1() if changes else set()
-    if by_pid_1 and any(report.failed for report in reports):
+    failed = any(report.failed for report in reports)
+    by_pid_1 = changes.by_pid_1() if failed and changes else None
+    if by_pid_1:
         item.warn(pytest.PytestWarning(f"run again: PID 1 changed the sockets with the ports {by_pid_1}"))
         reports = runtestprotocol(item, log=False, nextitem=nextitem)
     for report in reports:

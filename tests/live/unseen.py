@@ -27,13 +27,16 @@ class Changes:
     def __init__(self, instance: str) -> None:
         self._trace = f"{instance}/trace"
 
+    def forget(self) -> None:
+        """Forgets what it saw so far."""
+        open(self._trace, "w").close()
+
     def by_pid_1(self) -> set[Ports]:
-        """The sockets that a thread of PID 1 changed; what is known so far is forgotten."""
+        """The sockets that a thread of PID 1 changed since then, among the last few thousand changes."""
         threads = set(os.listdir("/proc/1/task"))
-        with open(self._trace) as file:
-            lines = _CHANGE.findall(file.read())
-        open(self._trace, "w").close()  # empties it
-        return {(int(lport), int(rport)) for tid, lport, rport in lines if tid in threads}
+        with open(self._trace, errors="replace") as file:  # the tasks may have any name
+            changes = _CHANGE.findall(file.read())
+        return {(int(lport), int(rport)) for tid, lport, rport in changes if tid in threads}
 
 
 @contextmanager
