@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 import tcpobs
-from live.tcp import Pair, child, client_first, connect, gather, reset, wait_closed
+from live.tcp import Pair, child, client_first, client_resets, connect, gather, wait_closed
 from live.wire import Wire
 from tcpobs.records import WithEndpoints
 
@@ -27,10 +27,15 @@ def check(wanted: Callable[[], Ports], unwanted: Iterable[Callable[[], Ports]], 
     with tcpobs.sessions(**filters) as sessions, tcpobs.states(**filters) as states:
         others = {make() for make in unwanted}
         found = wanted()
-        seen = gather(sessions, lambda seen: list(map(ports, seen)).count(found) >= 2)
+        seen = gather(sessions, both_ends(found))
         assert not others & set(map(ports, seen))
         changes = gather(states, lambda seen: sum(is_end(change, found) for change in seen) >= 2)
         assert not others & set(map(ports, changes))
+
+
+def both_ends(of: Ports) -> Callable[[list[tcpobs.Session]], bool]:
+    """Whether both ends of that session are among these."""
+    return lambda seen: list(map(ports, seen)).count(of) >= 2
 
 
 def is_end(change: tcpobs.StateChange, of: Ports) -> bool:
@@ -38,10 +43,10 @@ def is_end(change: tcpobs.StateChange, of: Ports) -> bool:
     return change.newstate == "CLOSE" and ports(change) == of
 
 
-def ended(pair: Pair) -> Ports:
+def ended(pair: Pair, end: Callable[[Pair], None] = client_first) -> Ports:
     """Its ports, when it is over."""
     found = frozenset(pair.ports)
-    client_first(pair)
+    end(pair)
     return found
 
 
@@ -116,7 +121,7 @@ def test_a_network_namespace() -> None:
             inside = ended(pair)
             (session,) = gather(sessions, lambda seen: len(seen) >= 1)
             changes = gather(states, lambda seen: any(change.newstate == "CLOSE" for change in seen))
-            ours = gather(here, lambda seen: list(map(ports, seen)).count(outside) >= 2)
+            ours = gather(here, both_ends(outside))
         assert (session.rport, session.netns, str(session.laddr)) == (port, wire.netns(0), "10.77.0.1")
         assert {(change.rport, change.netns) for change in changes} == {(port, wire.netns(0))}
         assert inside not in map(ports, ours)
@@ -185,7 +190,7 @@ def test_nobody_s_is_in_no_filter_by_owner(filter: dict[str, int]) -> None:
     with tcpobs.sessions(**filter) as events:  # type: ignore[arg-type]
         port = nobody_s()
         last = V4()
-        seen = gather(events, lambda seen: list(map(ports, seen)).count(last) >= 2)
+        seen = gather(events, both_ends(last))
     ends = [(s.pid, s.lport == port) for s in seen if port in (s.lport, s.rport)]
     assert sorted(ends) == [(0, True)] * (not filter) + [(os.getpid(), False)]
 
@@ -195,12 +200,7 @@ def test_all_at_once() -> None:
     pid = os.getpid()
 
     def reset_one() -> Ports:
-        pair = connect(socket.AF_INET)
-        found = frozenset(pair.ports)
-        reset(pair.client)
-        wait_closed(pair.server)
-        pair.server.close()
-        return found
+        return ended(connect(socket.AF_INET), client_resets)
 
     everything = {
         "networks": ["127.0.0.0/8"],

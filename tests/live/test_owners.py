@@ -34,6 +34,9 @@ MISSES_ACCEPTS = {"none", *(["kretprobe"] if "test_recursion" in LIMITS else [])
 PREEMPTS = host.tracepoints_are_preempted()
 """Rows may be missing, told, where more tasks stand still in the programs than there are programs."""
 
+ATTEMPTS = 3
+"""A workload runs again when the kernel let nobody see one of its changes, or skipped one and told."""
+
 Rows = dict[Ports, Owner]
 Which = tuple[str, int]
 """A workload's name, and a family."""
@@ -52,6 +55,14 @@ class Trace(NamedTuple):
     def score(self, which: Which) -> Score:
         """How well the PIDs of sessions fit."""
         return score(self.truth[which], {ports: owner.pid for ports, owner in self.life[which].items()})
+
+
+class Tool(NamedTuple):
+    """One that traces, and what it says."""
+
+    events: Events[Session] | Events[StateChange]
+    batches: Iterator[Sequence[Session | StateChange]]
+    rows: dict[Which, Rows]
 
 
 def traced(accept: str | None) -> Trace:
@@ -85,34 +96,37 @@ def _trace(accept: str | None) -> Trace:
 
 def _run_all(sessions: int, life: Events[Session], states: Events[StateChange] | None = None) -> Trace:
     trace = Trace({}, {}, {}, life.way.accept)
-    traced: list[tuple[dict[Which, Rows], Events[Session] | Events[StateChange]]] = [(trace.life, life)]
+    tools = [Tool(life, life.batches(), trace.life)]
     if states:
-        traced.append((trace.states, states))
-    batches = [events.batches() for _, events in traced]
+        tools.append(Tool(states, states.batches(), trace.states))
     with unseen.changes() as changes:
         for workload, family in product(WORKLOADS, LOOPBACK):
             which = workload.__name__, int(family)
-            changes.forget()
-            try:
-                truth = run(workload, family, sessions)
-            except BaseException as error:
-                raise AssertionError(f"the workload {which} failed") from error
-            assert len(truth) == sessions * (1 if workload is refused else 2)
-            for (rows, events), batch in zip(traced, batches):
-                rows[which] = _owners(batch, truth)
-                missing = truth.keys() - rows[which].keys()
-                lost = missing - changes.by_pid_1() if missing else missing
-                told = events.losses.recursion_misses if PREEMPTS else 0
-                assert len(lost) <= told, (
-                    f"{which}: {len(lost)} have no row ({len(missing)} with PID 1's), {events.losses}: {lost}"
-                )
-                truth = {ports: owner for ports, owner in truth.items() if ports not in missing}
-            trace.truth[which] = truth
-            for rows, _ in traced:
-                rows[which] = {ports: owner for ports, owner in rows[which].items() if ports in truth}
+            for _ in range(ATTEMPTS):
+                changes.forget()
+                try:
+                    truth = trace.truth[which] = run(workload, family, sessions)
+                except BaseException as error:
+                    raise AssertionError(f"the workload {which} failed") from error
+                if all(_follow(tool, which, truth, changes) for tool in tools):
+                    break
+            else:
+                raise AssertionError(f"{which}: rows are missing each time, if only such as can be explained")
     # Linux 7 may skip a program, which is told as well; what counts here is whether an owner is missing.
     assert not life.losses.buffer_full, life.losses
     return trace
+
+
+def _follow(tool: Tool, which: Which, truth: Truth, changes: unseen.Changes) -> bool:
+    """Reads the rows of this workload: whether all are there. What is missing is explained, or this fails."""
+    rows = tool.rows[which] = _owners(tool.batches, truth)
+    missing = truth.keys() - rows.keys()
+    lost = missing - changes.by_pid_1() if missing else missing
+    told = tool.events.losses.recursion_misses if PREEMPTS else 0
+    assert len(lost) <= told, (
+        f"{which}: {len(lost)} have no row ({len(missing)} with PID 1's), {tool.events.losses}: {lost}"
+    )
+    return not missing
 
 
 def _owners(batches: Iterator[Sequence[Session | StateChange]], truth: Truth) -> Rows:
@@ -153,7 +167,7 @@ def test_every_owner_is_right(workload: Callable[[Stage], None], family: int, ac
     trace = traced(accept)
     which = workload.__name__, family
     truth, rows = trace.truth[which], trace.life[which]
-    assert len(truth) >= FEWER // 2
+    assert len(truth) >= FEWER * (1 if workload is refused else 2)
     for ports, owner in truth.items():
         seen = rows[ports]
         if seen.pid or owner.acted or accept not in MISSES_ACCEPTS:
