@@ -225,7 +225,8 @@ class Ending(Record):
         `fin-local`, `fin-remote`: by a FIN, which that side sent first; `fin-both`: their FINs crossed.
         `reset-sent`, `reset-received`. `refused`, `unreachable`, `timeout`: as the error says. `aborted`: by
         somebody else, as with `ss -K`. `cancelled`: closed before it was connected; `failed`: connect() could
-        not even send. `error`: another one, see `error_name`. `open`: it has not ended.
+        not even send. `error`: another one, see `error_name`; or one that its process had read before that.
+        `open`: it has not ended.
         """
         if self.open:
             return "open"
@@ -240,13 +241,15 @@ class Ending(Record):
         return _ENDS_BY_ERROR.get(self.error, "error")
 
     def _by_state(self) -> str:
-        if self.oldstate == SYN_SENT:
+        if self.oldstate == SYN_SENT and self.by_process:
             return "cancelled" if self.sent else "failed"
         if self.oldstate == FIN_WAIT2:
             # Without the peer's FIN, TIME_WAIT's socket took over; unless data came that nobody could take.
             took_over = self.orphaned and not self.late_data
             return "fin-local" if self.fin_received or took_over else "reset-sent"
-        return {LAST_ACK: "fin-remote", CLOSING: "fin-both"}.get(self.oldstate, "reset-sent")
+        # SYN_SENT: an error can be read, and is 0 then, before CLOSE (tcp_v4_err in net/ipv4/tcp_ipv4.c).
+        by_kernel = {SYN_SENT: "error", LAST_ACK: "fin-remote", CLOSING: "fin-both"}
+        return by_kernel.get(self.oldstate, "reset-sent")
 
     @property
     def failed(self) -> bool:

@@ -63,6 +63,7 @@ def ending(object: Object, **known: int) -> Any:
         ({"oldstate": SYN_RECV, "sent": 1, "error": errno.ETIMEDOUT}, "timeout", "handshake"),
         ({"oldstate": SYN_SENT, **CLOSED}, "cancelled", "-"),
         ({"oldstate": SYN_SENT, "by_process": 1}, "failed", "-"),
+        ({"oldstate": SYN_SENT, "sent": 1}, "error", "-"),  # which its process has taken already
         ({"oldstate": SYN_SENT, "sent": 1, "error": errno.EHOSTUNREACH}, "unreachable", "-"),
         ({"oldstate": SYN_SENT, "sent": 1, "error": errno.ENETUNREACH}, "unreachable", "-"),
         ({"oldstate": SYN_SENT, "sent": 1, "error": errno.EACCES}, "unreachable", "-"),
