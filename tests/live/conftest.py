@@ -13,7 +13,7 @@ from _pytest.runner import runtestprotocol
 
 from live import asking, unseen
 from live.tcp import ALL_WAYS, WAYS, limit
-from live.unseen import TRACING
+from live.unseen import ATTEMPTS, TRACING
 
 if TYPE_CHECKING:
     from tcpobs.events import Options
@@ -75,15 +75,16 @@ def changes(tracefs: None, request: pytest.FixtureRequest) -> Iterator[None]:
 def pytest_runtest_protocol(item: pytest.Item, nextitem: pytest.Item | None) -> bool:
     """Runs a test again that failed while a change was shown to no BPF program, and says so."""
     item.ihook.pytest_runtest_logstart(nodeid=item.nodeid, location=item.location)
-    if _CHANGES in item.config.stash:  # not before the session's fixtures are there, and after
-        item.config.stash[_CHANGES].forget()
-    reports = runtestprotocol(item, log=False, nextitem=nextitem)
-    changes = item.config.stash.get(_CHANGES, None)
-    failed = any(report.failed for report in reports)
-    by_pid_1 = changes.by_pid_1() if failed and changes else None
-    if by_pid_1:
-        item.warn(pytest.PytestWarning(f"run again: PID 1 changed the sockets with the ports {by_pid_1}"))
+    for _ in range(ATTEMPTS):
+        if _CHANGES in item.config.stash:  # not before the session's fixtures are there, and after
+            item.config.stash[_CHANGES].forget()
         reports = runtestprotocol(item, log=False, nextitem=nextitem)
+        changes = item.config.stash.get(_CHANGES, None)
+        failed = any(report.failed for report in reports)
+        by_pid_1 = changes.by_pid_1() if failed and changes else None
+        if not by_pid_1:
+            break
+        item.warn(pytest.PytestWarning(f"failed; PID 1 changed the sockets with the ports {by_pid_1}"))
     for report in reports:
         item.ihook.pytest_runtest_logreport(report=report)
     item.ihook.pytest_runtest_logfinish(nodeid=item.nodeid, location=item.location)

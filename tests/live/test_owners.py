@@ -34,9 +34,6 @@ MISSES_ACCEPTS = {"none", *(["kretprobe"] if "test_recursion" in LIMITS else [])
 PREEMPTS = host.tracepoints_are_preempted()
 """Rows may be missing, told, where more tasks stand still in the programs than there are programs."""
 
-ATTEMPTS = 3
-"""A workload runs again when the kernel let nobody see one of its changes, or skipped one and told."""
-
 Rows = dict[Ports, Owner]
 Which = tuple[str, int]
 """A workload's name, and a family."""
@@ -102,7 +99,7 @@ def _run_all(sessions: int, life: Events[Session], states: Events[StateChange] |
     with unseen.changes() as changes:
         for workload, family in product(WORKLOADS, LOOPBACK):
             which = workload.__name__, int(family)
-            for _ in range(ATTEMPTS):
+            for _ in range(unseen.ATTEMPTS):  # again, when the kernel skipped a change and told, or hid it
                 changes.forget()
                 try:
                     truth = trace.truth[which] = run(workload, family, sessions)

@@ -18,6 +18,9 @@ from live.workloads import Ports
 
 TRACING = "/sys/kernel/tracing"
 
+ATTEMPTS = 3
+"""How often a test is made at most, when each time the kernel kept something from BPF."""
+
 _CHANGE = re.compile(r"-(\d+) +\[\d+\] .* inet_sock_set_state: .* sport=(\d+) dport=(\d+) ")
 
 
