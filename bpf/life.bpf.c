@@ -132,6 +132,8 @@ static __always_inline int on_change(void *ctx, struct sock *sk, int oldstate, i
 		return 0;
 	if (begins(oldstate, newstate))
 		clear_state(sk, state);
+	if (missed_fin(state, oldstate))
+		state->owner = (struct owner){};
 	state->newstate = newstate;
 	if (is_birth(newstate))
 		note_birth(state, tcp, oldstate, newstate);

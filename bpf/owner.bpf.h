@@ -105,10 +105,20 @@ static __always_inline bool is_kernel_thread(struct task_struct___owner *task)
 	return BPF_CORE_READ(task, flags) & PF_KTHREAD;
 }
 
+#define IS_ONE_OF(state, states) (1 << (state) & (states))
+
 /* States in which no FIN has been sent. */
 static __always_inline bool is_before_fin(int state)
 {
-	return state < TCP_FIN_WAIT1 || state == TCP_CLOSE_WAIT || state == TCP_LISTEN;
+	return IS_ONE_OF(state, 1 << TCP_ESTABLISHED | 1 << TCP_SYN_SENT | 1 << TCP_SYN_RECV |
+					1 << TCP_CLOSE_WAIT | 1 << TCP_LISTEN);
+}
+
+/* States in which one has, and the session is not over. */
+static __always_inline bool is_after_fin(int state)
+{
+	return IS_ONE_OF(
+		state, 1 << TCP_FIN_WAIT1 | 1 << TCP_FIN_WAIT2 | 1 << TCP_CLOSING | 1 << TCP_LAST_ACK);
 }
 
 /*

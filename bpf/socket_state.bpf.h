@@ -102,6 +102,12 @@ static __always_inline bool begins(int oldstate, int newstate)
 	return oldstate == TCP_CLOSE || (oldstate == TCP_LISTEN && newstate == TCP_SYN_RECV);
 }
 
+/* Was the change missed by which a FIN was sent? Then who closed is not known, whoever acted before. */
+static __always_inline bool missed_fin(struct socket_state *state, int oldstate)
+{
+	return is_before_fin(state->newstate) && is_after_fin(oldstate);
+}
+
 /* At CLOSE: what was known is over, though the socket may live on and connect again. */
 static __always_inline void forget_state(struct sock *sk, struct socket_state *state)
 {

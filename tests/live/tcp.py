@@ -52,6 +52,9 @@ if limit(ALL_WAYS[0]) == "no fexit":
 
 TP_BTF_STORAGES = sorted({way.storage for way in WAYS if way.hook == "tp_btf"})
 
+FIN_WAIT2 = 5
+"""include/net/tcp_states.h."""
+
 DEADLINE = 30.0
 """Seconds after which a condition that should come true will not."""
 
@@ -127,6 +130,16 @@ def half_closed(pair: Pair) -> None:
     pair.server.close()
     wait_closed(pair.client)
     pair.client.close()
+
+
+def close_unseen(pair: Pair, object: Object, program: str) -> None:
+    """The client closes, then the server. The client's FIN is sent while nothing is attached."""
+    object.detach()
+    pair.client.shutdown(socket.SHUT_WR)
+    wait_closed(pair.server)
+    wait_state(pair.client, FIN_WAIT2)
+    object.attach(program)
+    server_first(pair)
 
 
 ENDS = (client_first, server_first, client_resets, server_resets, half_closed)
@@ -224,6 +237,20 @@ def is_loaded(program: int) -> bool:
             return False
         raise
     return True
+
+
+def opened(monkeypatch: pytest.MonkeyPatch) -> list[Object]:
+    """The objects that tools open from now on."""
+    open_object = host.open_object
+    objects = []
+
+    def and_noted(*arguments: Any) -> tuple[Object, list[str]]:
+        object, programs = open_object(*arguments)
+        objects.append(object)
+        return object, programs
+
+    monkeypatch.setattr(host, "open_object", and_noted)
+    return objects
 
 
 def only_second_program(monkeypatch: pytest.MonkeyPatch) -> None:

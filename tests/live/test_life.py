@@ -20,9 +20,11 @@ from live.tcp import (
     byte_counts,
     child,
     client_first,
+    close_unseen,
     connect,
     gather,
     only_second_program,
+    opened,
     reset,
     wait_closed,
     wait_state,
@@ -170,6 +172,21 @@ def test_what_the_kernel_skips_the_second_program_sees(
     assert client.tx_bytes >= server.rx_bytes >= 1000  # SYN and FIN count, too
     assert client.pid == server.pid == os.getpid()
     assert client.span_ns > 0
+
+
+@pytest.mark.parametrize("storage", TP_BTF_STORAGES)
+def test_nobody_is_known_to_have_closed_what_was_closed_unseen(
+    storage: str, family: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As when the kernel skips all programs: who connected need not be who closed."""
+    objects = opened(monkeypatch)
+    with tcpobs.sessions(hook="tp_btf", storage=storage) as events:
+        pair = connect(family)
+        port = pair.ports[1]
+        close_unseen(pair, objects[-1], "life_tp_btf")
+        client, server = both(gather(events, of_port(port, 2)), port)
+    assert (client.pid, client.comm, client.ending.name) == (0, "-", "fin-local")
+    assert server.pid == os.getpid()
 
 
 def test_filters_lose_no_session(family: int) -> None:

@@ -32,7 +32,7 @@ MISSES_ACCEPTS = {"none", *(["kretprobe"] if "test_recursion" in LIMITS else [])
 """Not all are seen: old kernels' kretprobes have room for one process per CPU that waits in accept."""
 
 PREEMPTS = host.tracepoints_are_preempted()
-"""Rows may be missing, told, where more tasks stand still in the programs than there are programs."""
+"""Rows and owners may be missing, told, where more tasks stand still in programs than there are of them."""
 
 Rows = dict[Ports, Owner]
 Which = tuple[str, int]
@@ -101,29 +101,35 @@ def _run_all(sessions: int, life: Events[Session], states: Events[StateChange] |
             which = workload.__name__, int(family)
             for _ in range(unseen.ATTEMPTS):  # again, when the kernel skipped a change and told, or hid it
                 changes.forget()
+                told = [tool.events.losses.recursion_misses for tool in tools]
                 try:
                     truth = trace.truth[which] = run(workload, family, sessions)
                 except BaseException as error:
                     raise AssertionError(f"the workload {which} failed") from error
-                if all(_follow(tool, which, truth, changes) for tool in tools):
+                seen = [_follow(tool, which, truth, changes, before) for tool, before in zip(tools, told)]
+                if all(seen):
                     break
             else:
-                raise AssertionError(f"{which}: rows are missing each time, if only such as can be explained")
+                raise AssertionError(f"{which}: each time something was missing, all of it explained")
     # Linux 7 may skip a program, which is told as well; what counts here is whether an owner is missing.
     assert not life.losses.buffer_full, life.losses
     return trace
 
 
-def _follow(tool: Tool, which: Which, truth: Truth, changes: unseen.Changes) -> bool:
-    """Reads the rows of this workload: whether all are there. What is missing is explained, or this fails."""
+def _follow(tool: Tool, which: Which, truth: Truth, changes: unseen.Changes, told_before: int) -> bool:
+    """Reads the rows of this workload: whether all are there, and no owner was missed with a change.
+
+    A row that is missing is explained, or this fails.
+    """
     rows = tool.rows[which] = _owners(tool.batches, truth)
     missing = truth.keys() - rows.keys()
     lost = missing - changes.by_pid_1() if missing else missing
-    told = tool.events.losses.recursion_misses if PREEMPTS else 0
+    told = tool.events.losses.recursion_misses - told_before if PREEMPTS else 0
+    unnamed = {ports for ports, owner in rows.items() if truth[ports].acted and not owner.pid}
     assert len(lost) <= told, (
         f"{which}: {len(lost)} have no row ({len(missing)} with PID 1's), {tool.events.losses}: {lost}"
     )
-    return not missing
+    return not missing and not (told and unnamed)
 
 
 def _owners(batches: Iterator[Sequence[Session | StateChange]], truth: Truth) -> Rows:

@@ -19,10 +19,12 @@ from live.tcp import (
     child,
     client_first,
     client_resets,
+    close_unseen,
     connect,
     gather,
     half_closed,
     only_second_program,
+    opened,
     server_first,
     server_resets,
     wait_state,
@@ -264,6 +266,21 @@ def test_what_the_kernel_skips_the_second_program_sees(
     assert path(ends["server"]) == SERVER_OPENS + CLOSES_SECOND
     assert path(ends["listener"]) == ["CLOSE>LISTEN", "LISTEN>CLOSE"]
     assert all(event.span_ns for event in ends["client"][1:])
+
+
+@pytest.mark.parametrize("storage", TP_BTF_STORAGES)
+def test_nobody_is_known_to_have_closed_what_was_closed_unseen(
+    storage: str, family: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As when the kernel skips all programs: who connected need not be who closed."""
+    objects = opened(monkeypatch)
+    with tcpobs.states(hook="tp_btf", storage=storage, owners=True) as events:
+        pair = connect(family)
+        port = pair.ports[1]
+        close_unseen(pair, objects[-1], "states_tp_btf")
+        client = by_socket(gather(events, closed(port, 3)), port)["client"]
+    assert path(client) == [*CLIENT_OPENS, "FIN_WAIT2>CLOSE"]
+    assert [event.owner.pid for event in client] == [os.getpid(), os.getpid(), 0]
 
 
 def make_sessions() -> None:
