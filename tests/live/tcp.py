@@ -17,7 +17,7 @@ import pytest
 from tcpobs import host
 from tcpobs.events import Events
 from tcpobs.libbpf import LibbpfError, Object, library
-from tcpobs.records import WithEndpoints
+from tcpobs.records import FIN_WAIT2, WithEndpoints
 
 R = TypeVar("R", bound=WithEndpoints)
 
@@ -51,9 +51,6 @@ if limit(ALL_WAYS[0]) == "no fexit":
     WAYS.append(ALL_WAYS[0]._replace(accept="none"))
 
 TP_BTF_STORAGES = sorted({way.storage for way in WAYS if way.hook == "tp_btf"})
-
-FIN_WAIT2 = 5
-"""include/net/tcp_states.h."""
 
 DEADLINE = 30.0
 """Seconds after which a condition that should come true will not."""

@@ -157,13 +157,13 @@ def test_too_large_values_are_in_the_last_bucket(life: Object) -> None:
         (103, 1, 0, "aborted", True),
         (71, 1, 0, "unreachable", True),
         (12, 1, 0, "error", True),
-        (0, SYN_SENT, 0, "error", True),
+        (0, SYN_SENT, 0, "cancelled", True),
         (0, SYN_RECV, 0, "reset-sent", True),
         (0, SYN_SENT, 1, "open", False),
     ],
 )
 def test_failed(error: int, oldstate: int, open: int, name: str, failed: bool) -> None:
-    fields = {"error": error, "oldstate": oldstate, "open": open, "sent": 1, "orphaned": 1}
+    fields = {"error": error, "oldstate": oldstate, "open": open, "by_process": 1, "sent": 1, "orphaned": 1}
     ending = Ending(fields.get(field, 0) for field in Ending.fields)
     assert (ending.name, ending.failed) == (name, failed)
 
