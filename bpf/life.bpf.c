@@ -132,12 +132,15 @@ static __always_inline int on_change(void *ctx, struct sock *sk, int oldstate, i
 		return 0;
 	if (begins(oldstate, newstate))
 		clear_state(sk, state);
-	follow_owner(state, tcp, oldstate, newstate);
+	if (missed_fin(state, oldstate))
+		state->owner = (struct owner){};
 	state->newstate = newstate;
 	if (is_birth(newstate))
 		note_birth(state, tcp, oldstate, newstate);
 	else if (!state->born_ns)
 		state->existing = true;
+	if (shows_owner(tcp, oldstate, newstate, state->owner.task.pid))
+		current_acted(&state->owner);
 	if (newstate == TCP_FIN_WAIT1 && BPF_CORE_READ(tcp, INET(sk.sk_shutdown)) == SHUTDOWN_MASK) {
 		state->closed = true;
 		state->data_segs_at_close = BPF_CORE_READ(tcp, data_segs_in);

@@ -108,16 +108,6 @@ static __always_inline bool missed_fin(struct socket_state *state, int oldstate)
 	return is_before_fin(state->newstate) && is_after_fin(oldstate);
 }
 
-/* What a change tells of the owner. Before its newstate is noted. */
-static __always_inline void follow_owner(
-	struct socket_state *state, struct tcp_sock *tcp, int oldstate, int newstate)
-{
-	if (missed_fin(state, oldstate))
-		state->owner = (struct owner){};
-	if (shows_owner(tcp, oldstate, newstate, state->owner.task.pid))
-		current_acted(&state->owner);
-}
-
 /* At CLOSE: what was known is over, though the socket may live on and connect again. */
 static __always_inline void forget_state(struct sock *sk, struct socket_state *state)
 {

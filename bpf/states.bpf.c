@@ -48,11 +48,14 @@ static __always_inline int on_change(void *ctx, struct sock *sk, int oldstate, i
 		if (state->changed_ns)
 			event.span_ns = event.time_ns - state->changed_ns;
 		state->changed_ns = event.time_ns;
+		if (missed_fin(state, oldstate))
+			state->owner = (struct owner){};
+		state->newstate = newstate;
 		if (track_owners) {
-			follow_owner(state, tcp, oldstate, newstate);
+			if (shows_owner(tcp, oldstate, newstate, state->owner.task.pid))
+				current_acted(&state->owner);
 			owner = state->owner;
 		}
-		state->newstate = newstate;
 		if (newstate == TCP_CLOSE)
 			forget_state(sk, state);
 	}
