@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import select
 import socket
 import threading
 import time
@@ -14,6 +15,7 @@ import pytest
 
 import tcpobs
 from live.tcp import (
+    DEADLINE,
     LOOPBACK,
     TP_BTF_STORAGES,
     Pair,
@@ -91,6 +93,10 @@ def serve(listener: socket.socket, ready: int, end: Callable[[socket.socket], No
 
 
 def close_when_told(end: socket.socket) -> None:
+    """Waits by poll(), which does not take the socket's lock: what came meanwhile would be this process's."""
+    poll = select.poll()
+    poll.register(end, select.POLLIN)
+    assert poll.poll(DEADLINE * 1000)
     wait_closed(end)
     end.close()
 
