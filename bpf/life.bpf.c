@@ -199,46 +199,60 @@ int BPF_KRETPROBE(life_kprobe_clone, struct sock *sk)
 }
 
 /*
- * ---- what is open now: a walk over all that is remembered, read from the iterator's file
+ * ---- what is open now: a walk over all sockets that are remembered
  *
- * The kernel takes up a walk where it stopped, when a page of output is full, by counting: while others come
- * and go, some are missed and some come again. So each session knows in which listing it is, and the reader
- * walks once more for those that were missed.
+ * Each state notes the last listing that it was in, so that none is listed twice however often a walk meets
+ * it.
  */
 __u32 listing = 0; /* set by the reader */
 
-static __always_inline int report_open(
-	struct bpf_iter_meta *meta, struct sock *sk, struct socket_state *state)
+/* Describes a session that is open, once in a listing; false if there is nothing to tell. */
+static __always_inline bool describe_open(struct session *event, struct sock *sk, struct socket_state *state)
 {
-	struct tcp_sock *tcp = (struct tcp_sock *)sk;
-	struct session event = {};
-
-	if (state->listed == listing || !describe(&event, tcp, state))
-		return 0;
+	if (state->listed == listing || !describe(event, (struct tcp_sock *)sk, state))
+		return false;
 	/* After describe(), so that one which ends now does not seem to be open later than its end. */
 	if (!state->newstate || state->newstate == TCP_CLOSE || state->newstate == TCP_LISTEN)
-		return 0;
-	event.ending.open = true;
-	event.ending.oldstate = state->newstate;
-	if (!bpf_seq_write(meta->seq, &event, sizeof(event)))
-		state->listed = listing;
-	return 0;
+		return false;
+	event->ending.open = true;
+	event->ending.oldstate = state->newstate;
+	return is_state_of(sk, state);
 }
 
+/*
+ * sk_storage: the kernel walks. Where a page of output is full, it takes up the walk again by counting: while
+ * sockets come and go, it misses some and meets others again. So the reader walks once more after such a
+ * walk.
+ */
 SEC("iter/bpf_sk_storage_map")
 int open_sk_storage(struct bpf_iter__bpf_sk_storage_map *ctx)
 {
 	struct socket_state *state = ctx->value;
+	struct session event = {};
 	struct sock *sk = ctx->sk;
 
-	return sk && state ? report_open(ctx->meta, sk, state) : 0;
+	if (sk && state && describe_open(&event, sk, state) &&
+		!bpf_seq_write(ctx->meta->seq, &event, sizeof(event)))
+		state->listed = listing;
+	return 0;
 }
 
-SEC("iter/bpf_map_elem")
-int open_hash(struct bpf_iter__bpf_map_elem *ctx)
-{
-	struct socket_state *state = ctx->value;
-	__u64 *key = ctx->key;
+struct session open_session;
 
-	return key && state ? report_open(ctx->meta, (struct sock *)*key, state) : 0;
+/*
+ * Hash: the reader walks. It looks up all keys, bucket by bucket under the bucket's lock, so that it meets
+ * each socket that stays; then it runs this program for each key (BPF_PROG_TEST_RUN) and reads open_session
+ * when that returned 1. Nothing is attached, and it takes no iterator, which a kernel may refuse.
+ */
+SEC("raw_tp")
+int open_hash(__u64 *arguments)
+{
+	struct sock *sk = (struct sock *)arguments[0];
+	struct socket_state *state = find_state(sk);
+
+	__builtin_memset(&open_session, 0, sizeof(open_session));
+	if (!state || !describe_open(&open_session, sk, state))
+		return 0;
+	state->listed = listing;
+	return 1;
 }

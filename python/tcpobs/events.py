@@ -11,6 +11,7 @@ from tcpobs.errors import HostError, TcpobsError
 from tcpobs.libbpf.errors import LibbpfError, LibraryMissing
 from tcpobs.libbpf.iterator import BpfIterator
 from tcpobs.libbpf.resource import Resource
+from tcpobs.open_sessions import HashWalk, StorageWalk
 from tcpobs.records import decoder
 from tcpobs.transport import PerfBufferTransport, RingBufferTransport
 
@@ -20,6 +21,7 @@ if TYPE_CHECKING:
     from typing import Any, Generic, TypedDict, TypeVar
 
     from tcpobs.libbpf.btf import Value
+    from tcpobs.open_sessions import OpenSessions
     from tcpobs.records import Record, Timed
     from tcpobs.transport import Transport
 
@@ -176,7 +178,7 @@ class Events(Resource, Generic[R]):
         self._losses = Losses()
         self._unfinished = 0
         self._stopped = False
-        self._open: BpfIterator | None = None
+        self._open: OpenSessions | None = None
         failures: list[tuple[host.Way, LibbpfError]] = []
         for way in host.ways(hook, storage, transport, accept if owners else "none"):
             try:
@@ -199,8 +201,8 @@ class Events(Resource, Generic[R]):
     def _start(self, way: host.Way, btf: str | None) -> None:
         """Traces this way. Raises LibbpfError, with everything undone, when the kernel does not take it."""
         lists_open = self._still_open or self._every < float("inf")
-        iterators = ["snapshot"] * self._existing + [f"open_{way.storage}"] * lists_open
-        object, programs = host.open_object(self._tool, way, btf, iterators)
+        beside = ["snapshot"] * self._existing + [f"open_{way.storage}"] * lists_open
+        object, programs = host.open_object(self._tool, way, btf, beside)
         try:
             for name, value in self._constants.items():
                 object.variables[name] = value
@@ -233,8 +235,8 @@ class Events(Resource, Generic[R]):
                         for _ in snapshot.read():
                             pass
                 if lists_open:
-                    storage = object.maps[host.STORAGE_MAPS[way.storage]]
-                    self._open = BpfIterator(object.programs[f"open_{way.storage}"], storage)
+                    walk = StorageWalk if way.storage == "sk_storage" else HashWalk
+                    self._open = walk(object, f"open_{way.storage}", host.STORAGE_MAPS[way.storage])
             except BaseException:
                 transport.close()
                 raise
@@ -277,23 +279,11 @@ class Events(Resource, Generic[R]):
         self._unfinished = self._transport.unfinished
 
     def _open_sessions(self) -> Iterator[list[R]]:
-        """What is open now, each once, by walking through what is remembered.
-
-        A walk that comes in several pieces may have missed some: then the next has those.
-        """
+        """What is open now, each session once."""
         assert self._open
-        variables: Any = self._object.variables
-        variables["listing"] += 1
-        size, decode = decoder(self._record, self._object.btf)
-        again = True
-        while again:
-            again, rest = False, b""
-            for number, piece in enumerate(self._open.read()):
-                again = number > 0
-                data = rest + piece
-                whole = len(data) - len(data) % size
-                rest = data[whole:]
-                yield list(decode(data[:whole]))
+        _, decode = decoder(self._record, self._object.btf)
+        for piece in self._open.read():
+            yield list(decode(piece))
 
     def _wait(self) -> None:
         left = min(self._end, self._look) - time.monotonic()

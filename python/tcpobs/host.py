@@ -53,6 +53,13 @@ WAYS = tuple(
 
 HOOKS, STORAGES, TRANSPORTS, ACCEPTS = (tuple(dict.fromkeys(choices)) for choices in zip(*WAYS))
 
+REFUSED = {
+    "snapshot": "the iterator iter/task_file, which --existing needs",
+    "open_sk_storage": "the iterator iter/bpf_sk_storage_map, which --open and --every need",
+    "open_hash": "a raw_tp program, which --open and --every need",
+}
+"""What a kernel refuses that does not take one of the programs beside those of a way."""
+
 STORAGE_MAPS = {"sk_storage": "socket_storage", "hash": "socket_hash"}
 GROUP_MAPS = ("groups_a", "groups_b")
 _TRANSPORT_MAPS = {"ringbuf": "ring_buffer", "perfbuf": "perf_buffers"}
@@ -94,12 +101,12 @@ def ways(
 
 
 def open_object(
-    tool: str, way: Way, btf: str | None = None, iterators: Sequence[str] = ()
+    tool: str, way: Way, btf: str | None = None, beside: Sequence[str] = ()
 ) -> tuple[Object, list[str]]:
     """A tool's object, set up to be loaded this way, and the names of the programs to attach, in their order.
 
-    `btf` is a file with the kernel's types, for a kernel that does not carry them. `iterators` are to be
-    loaded, too. Raises HostError when the object is missing or damaged.
+    `btf` is a file with the kernel's types, for a kernel that does not carry them. The programs
+    `beside` are loaded, too. Raises HostError when the object is missing or damaged.
     """
     try:
         object = Object(_read_object(tool), tool, btf)
@@ -115,7 +122,7 @@ def open_object(
         if not tracepoints_are_preempted():
             programs = [program for program in programs if not program.endswith("_preempted")]
         for program in object.programs:
-            object.programs[program].autoload = program in (*programs, *iterators)
+            object.programs[program].autoload = program in (*programs, *beside)
         object.variables["use_sk_storage"] = way.storage == "sk_storage"
         object.variables["use_ring_buffer"] = way.transport == "ringbuf"
         for choice, map in (*STORAGE_MAPS.items(), *_TRANSPORT_MAPS.items()):
@@ -203,6 +210,9 @@ def unprivileged() -> tuple[str, str]:
 
 def _cause(way: Way, error: LibbpfError, btf: str | None, forced: set[str]) -> tuple[str, str] | None:
     """Why one way failed, if that is something known, and what to do; `forced` is what all ways have."""
+    for program, what in REFUSED.items():
+        if f"prog '{program}'" in error.log and error.errno == errno.EPERM:
+            return f"this kernel refuses {what}", "-v shows all that was said"
     if not btf and not os.path.exists(KERNEL_BTF) and "BTF" in error.log:
         return (
             f"this kernel carries no type information, {KERNEL_BTF} is missing",

@@ -14,6 +14,7 @@ from typing import Any, NamedTuple, TypeVar
 
 import pytest
 
+from live import ports
 from tcpobs import host
 from tcpobs.events import Events
 from tcpobs.libbpf import LibbpfError, Object, library
@@ -50,6 +51,22 @@ WAYS = [way for way in ALL_WAYS if not limit(way)]
 if limit(ALL_WAYS[0]) == "no fexit":
     WAYS.append(ALL_WAYS[0]._replace(accept="none"))
 
+
+def refuses_map_iterators() -> bool:
+    """Whether this kernel refuses iter/bpf_sk_storage_map, as some builds of the build machine's do."""
+    with host.open_object("life", WAYS[0], None, ["open_sk_storage"])[0] as object:
+        for program in object.programs.values():
+            program.autoload = program.name == "open_sk_storage"
+        try:
+            object.load()
+        except LibbpfError as error:
+            return error.errno == errno.EPERM
+    return False
+
+
+WALK_LIMIT = {"sk_storage": "map iterators"} if refuses_map_iterators() else {}
+"""Storages through which this kernel lets nobody walk, and for want of what."""
+
 TP_BTF_STORAGES = sorted({way.storage for way in WAYS if way.hook == "tp_btf"})
 
 DEADLINE = 30.0
@@ -68,10 +85,27 @@ class Pair(NamedTuple):
         return self.client.getsockname()[1], self.server.getsockname()[1]
 
 
+def listen(
+    family: int, address: str | None = None, *, backlog: int = 128, dual: bool = False
+) -> socket.socket:
+    """A listener whose port nobody else has had (live.ports); `dual`: it takes IPv4, too."""
+    family = socket.AddressFamily(family)
+    listener = socket.socket(family)
+    try:
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        if family == socket.AF_INET6:
+            listener.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, not dual)
+        ports.bind(listener, address or LOOPBACK[family])
+        listener.listen(backlog)
+    except BaseException:
+        listener.close()
+        raise
+    return listener
+
+
 def connect(family: int, address: str | None = None) -> Pair:
     """A session over loopback; its listener is closed again."""
-    address = address or LOOPBACK[socket.AddressFamily(family)]
-    with socket.create_server((address, 0), family=socket.AddressFamily(family)) as listener:
+    with listen(family, address) as listener:
         client = socket.create_connection(listener.getsockname()[:2])
         server, _ = listener.accept()
     return Pair(client, server)

@@ -12,7 +12,7 @@ from typing import NamedTuple
 import pytest
 
 import tcpobs
-from live.tcp import Pair, connect, gather, wait_state
+from live.tcp import Pair, connect, gather, listen, wait_state
 from live.wire import Wire
 from tcpobs import Session
 
@@ -155,7 +155,7 @@ def test_another_algorithm() -> None:
 def test_nothing_came_of_it() -> None:
     """No handshake: what is not known is 0."""
     with tcpobs.sessions() as events:
-        with socket.create_server(("127.0.0.1", 0)) as listener:
+        with listen(socket.AF_INET) as listener:
             port = listener.getsockname()[1]
         before = time.monotonic_ns()
         with socket.socket() as client, pytest.raises(ConnectionRefusedError):

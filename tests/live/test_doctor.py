@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from live.tcp import ALL_WAYS, DEADLINE, WAYS, connect, limit, server_first, wait_over
+from live.tcp import ALL_WAYS, DEADLINE, WALK_LIMIT, WAYS, connect, limit, server_first, wait_over
 from live.test_command import TCPOBS, finish, hidden, tracing
 from tcpobs import host
 
@@ -48,6 +48,11 @@ def test_what_it_says_of_each_mechanism_is_so() -> None:
         for choice in {getattr(way, part) for way in ALL_WAYS} - {"none"}:
             works = any(getattr(way, part) == choice for way in WAYS)
             assert findings[f"{part} {choice}"]["works"] is works
+    for storage in host.STORAGES:
+        limits = storage in WALK_LIMIT or all(way.storage != storage for way in WAYS)
+        assert findings[f"walk {storage}"]["works"] is not limits
+    assert findings["tcpobs life --existing"]["works"]
+    assert findings["tcpobs life --open"]["works"]
     best = next(way for way in host.WAYS if not limit(way))
     assert findings["tcpobs life"]["text"] == host.describe(best)
     best = next(way for way in host.WAYS if way.accept == "none" and not limit(way))

@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, NamedTuple
 import pytest
 
 import tcpobs
+from live.ports import bind, new_port
 from live.tcp import (
     LOOPBACK,
     Pair,
@@ -28,6 +29,7 @@ from live.tcp import (
     connect,
     gather,
     half_closed,
+    listen,
     reset,
     server_first,
     server_resets,
@@ -136,8 +138,7 @@ def aborted(pair: Pair) -> None:
 
 def killed(family: int) -> int:
     """The server's process is killed."""
-    address = LOOPBACK[socket.AddressFamily(family)]
-    with socket.create_server((address, 0), family=socket.AddressFamily(family)) as listener:
+    with listen(family) as listener:
         ready, told = os.pipe()
         pid = os.fork()
         if not pid:
@@ -159,8 +160,7 @@ def killed(family: int) -> int:
 
 def not_accepted(family: int) -> int:
     """The listener closes before it has accepted."""
-    address = LOOPBACK[socket.AddressFamily(family)]
-    listener = socket.create_server((address, 0), family=socket.AddressFamily(family))
+    listener = listen(family)
     port: int = listener.getsockname()[1]
     with socket.create_connection(listener.getsockname()[:2]) as client:
         listener.close()
@@ -170,11 +170,9 @@ def not_accepted(family: int) -> int:
 
 def refused(family: int) -> int:
     """Nobody listens."""
-    address = LOOPBACK[socket.AddressFamily(family)]
-    with socket.create_server((address, 0), family=socket.AddressFamily(family)) as listener:
-        port: int = listener.getsockname()[1]
+    port = new_port()
     with socket.socket(family) as client, pytest.raises(ConnectionRefusedError):
-        client.connect((address, port))
+        client.connect((LOOPBACK[socket.AddressFamily(family)], port))
     return port
 
 
@@ -184,7 +182,7 @@ def failed(family: int) -> int:
     def make() -> int:
         address = LOOPBACK[socket.AddressFamily(family)]
         with socket.socket(family) as another, socket.socket(family) as client:
-            another.bind((address, 0))
+            bind(another, address)
             port: int = another.getsockname()[1]
             set_kernel("net.ipv4.ip_local_port_range", f"{port} {port}")
             with pytest.raises(OSError, match=os.strerror(errno.EADDRNOTAVAIL)):
@@ -198,7 +196,7 @@ def with_itself(family: int) -> int:
     """A socket that connects to its own port; its one record is of both ends."""
     address = LOOPBACK[socket.AddressFamily(family)]
     with socket.socket(family) as both:
-        both.bind((address, 0))
+        bind(both, address)
         port: int = both.getsockname()[1]
         both.connect(both.getsockname())
     return port
@@ -373,8 +371,7 @@ def no_way(kind: str) -> Callable[[Wire, int], int]:
 
     def make(wire: Wire, family: int) -> int:
         beyond = BEYOND[socket.AddressFamily(family)]
-        with wire.listen(family) as listener:  # for a port that is this test's
-            port: int = listener.getsockname()[1]
+        port = new_port()
         ip(wire, 0, f"route add {beyond} dev wire")
         make_router(wire, family, kind)
         with wire.client(family) as client:
@@ -390,7 +387,7 @@ def no_way_any_more(wire: Wire, family: int) -> int:
     nodad = "nodad" if family == socket.AF_INET6 else ""
     ip(wire, 0, f"route add {beyond} dev wire")
     ip(wire, 1, f"address add {beyond} dev wire {nodad}")
-    with wire.inside(1, lambda: socket.create_server((beyond, 0), family=family)) as listener:
+    with wire.inside(1, lambda: listen(family, beyond)) as listener:
         port: int = listener.getsockname()[1]
         client = wire.client(family)
         client.connect((beyond, port))

@@ -64,12 +64,8 @@ TRACEPOINT = {
 SYSTEM_CALL = {"x86_64": "pt_regs.orig_ax", "aarch64": "pt_regs.syscallno"}[os.uname().machine]
 
 OTHERS = {
-    "bpf_iter__bpf_map_elem.key",
-    "bpf_iter__bpf_map_elem.meta",
-    "bpf_iter__bpf_map_elem.value",
     "bpf_iter__task_file.file",
     "bpf_iter__task_file.task",
-    "bpf_iter_meta.seq",
     "cgroup.kn",
     "cgroup.level",
     "cred.uid.val",
@@ -138,10 +134,10 @@ def test_each_field_is_found_where_the_kernel_has_it(
     messages: list[str], record_testsuite_property: Callable[[str, object], None]
 ) -> None:
     for tool in ("states", "life"):
-        iterators = ["snapshot", *["open_hash"] * (tool == "life")]
+        beside = ["snapshot", *["open_hash"] * (tool == "life")]
         for way in WAYS:
             if (way.storage, way.transport) == ("hash", "ringbuf"):
-                with host.open_object(tool, way, None, iterators)[0] as object:
+                with host.open_object(tool, way, None, beside)[0] as object:
                     object.load()
     found = {path: place for path, place in places(messages).items() if "." in path}
     for path in [path for path in found if "pt_regs." in path and path != SYSTEM_CALL]:

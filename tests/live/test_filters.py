@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 import tcpobs
-from live.tcp import Pair, child, client_first, client_resets, connect, gather, wait_closed
+from live.tcp import Pair, child, client_first, client_resets, connect, gather, listen, wait_closed
 from live.wire import Wire
 from tcpobs.records import WithEndpoints
 
@@ -56,7 +56,7 @@ def from_address(client: str, server: str, listen_at: str | None = None) -> Call
     def make() -> Ports:
         family = socket.AF_INET6 if ":" in (listen_at or server) else socket.AF_INET
         dual = listen_at == "::"
-        with socket.create_server((listen_at or server, 0), family=family, dualstack_ipv6=dual) as listener:
+        with listen(family, listen_at or server, dual=dual) as listener:
             port = listener.getsockname()[1]
             connected = socket.create_connection((server, port), source_address=(client, 0))
             accepted, _ = listener.accept()
@@ -176,7 +176,7 @@ def test_a_process() -> None:
 
 def nobody_s() -> int:
     """A server's end that nobody accepted: the listener's close() is a reset, and no owner is known."""
-    listener = socket.create_server(("127.0.0.1", 0))
+    listener = listen(socket.AF_INET)
     with socket.create_connection(listener.getsockname()) as client:
         port: int = listener.getsockname()[1]
         listener.close()

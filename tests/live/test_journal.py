@@ -8,6 +8,7 @@ import socket
 import subprocess
 import sys
 
+from live.ports import new_port
 from live.tcp import LOOPBACK
 
 SCRIPT = """
@@ -39,8 +40,7 @@ def test_each_event_is_logged(family: int) -> None:
     """A refused connection: two entries with all the fields, IPv6 included (BCC's crashes there)."""
     family = socket.AddressFamily(family)
     address = LOOPBACK[family]
-    with socket.create_server((address, 0), family=family) as listener:
-        port = str(listener.getsockname()[1])
+    port = str(new_port())
     client = CLIENT.format(family.name, address, port)
     done = private(SCRIPT, TCPOBS, port, sys.executable, client)
     assert done.returncode == 0, done.stderr

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 import tcpobs
+from live.ports import new_port
 from live.tcp import (
     DEADLINE,
     LOOPBACK,
@@ -25,6 +26,7 @@ from live.tcp import (
     close_unseen,
     connect,
     gather,
+    listen,
     only_second_program,
     opened,
     reset,
@@ -113,12 +115,11 @@ CLIENT_SERVER_ACTS = (
 
 def test_who_ends_a_session_owns_its_end(way: Options, family: int) -> None:
     """Each end belongs to the process that acted on it; nobody's is 0 and `-`, and never a guess."""
-    address = LOOPBACK[socket.AddressFamily(family)]
     truth: dict[int, int] = {}
     served, ready = os.pipe()
     with tcpobs.sessions(**way) as events:
         for client_ends, server_ends, server_acts in CLIENT_SERVER_ACTS:
-            with socket.create_server((address, 0), family=socket.AddressFamily(family)) as listener:
+            with listen(family) as listener:
                 with child(partial(serve, listener, ready, server_ends)) as server_pid:
                     client_end = socket.create_connection(listener.getsockname()[:2])
                     client_end.sendall(b"!")
@@ -139,8 +140,7 @@ def test_who_ends_a_session_owns_its_end(way: Options, family: int) -> None:
 
 
 def test_refused_is_a_session_of_who_tried() -> None:
-    with socket.create_server(("127.0.0.1", 0)) as listener:
-        port = listener.getsockname()[1]
+    port = new_port()
     with tcpobs.sessions(remote_ports=[port]) as events:
         with pytest.raises(ConnectionRefusedError):
             socket.create_connection(("127.0.0.1", port))
@@ -219,7 +219,7 @@ def test_the_example_in_the_docs(capsys: pytest.CaptureFixture[str]) -> None:
     """The example in docs/api.md runs as it is written, but for the port and its time."""
     with open(os.path.join(os.path.dirname(__file__), "../../docs/api.md")) as file:
         example = file.read().split("```python\n")[1].split("```")[0]
-    with socket.create_server(("127.0.0.1", 0)) as listener:
+    with listen(socket.AF_INET) as listener:
         port = listener.getsockname()[1]
         started = threading.Event()
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import resource
 import signal
@@ -18,10 +19,13 @@ import tcpobs
 from live.tcp import (
     LOOPBACK,
     TP_BTF_STORAGES,
+    WALK_LIMIT,
+    WAYS,
     Pair,
     client_first,
     connect,
     gather,
+    listen,
     reset,
     wait,
     wait_closed,
@@ -29,6 +33,7 @@ from live.tcp import (
 )
 from live.wire import Wire
 from tcpobs import Session
+from tcpobs.libbpf import LibbpfError
 
 if TYPE_CHECKING:
     from tcpobs.events import Options
@@ -80,7 +85,7 @@ def many() -> Iterator[int]:
 
 def open_many(count: int) -> list[Pair]:
     """So many sessions with one server."""
-    with socket.create_server(("127.0.0.1", 0), backlog=1) as listener:
+    with listen(socket.AF_INET) as listener:
         address = listener.getsockname()
         return [Pair(socket.create_connection(address), listener.accept()[0]) for _ in range(count)]
 
@@ -111,7 +116,42 @@ def is_there(wanted: set[Key]) -> Callable[[list[Session]], bool]:
     return enough
 
 
-@pytest.mark.parametrize("storage", TP_BTF_STORAGES)
+WALKED = [storage for storage in TP_BTF_STORAGES if storage not in WALK_LIMIT]
+WALKED_WAYS = [way for way in WAYS if way.storage not in WALK_LIMIT]
+
+
+@pytest.fixture(params=WALKED_WAYS, ids="-".join)
+def way(request: pytest.FixtureRequest) -> Options:
+    """Each way whose storage this kernel lets us walk through."""
+    options: Options = request.param._asdict()
+    return options
+
+
+def test_a_walk_that_the_kernel_refuses() -> None:
+    """Its cause is named where it is forced; else the next way is taken."""
+    for storage in WALK_LIMIT:
+        with pytest.raises(tcpobs.TcpobsError, match=f"refuses the iterator iter/bpf_{storage}_map"):
+            tcpobs.sessions(still_open=True, storage=storage)
+    with tcpobs.sessions(still_open=True) as events:
+        assert events.way.storage in WALKED
+
+
+def test_without_map_iterators(monkeypatch: pytest.MonkeyPatch) -> None:
+    """On every kernel: where the iterator is refused, the hash is taken, and walked through by lookups."""
+
+    def refuse(*_: object) -> None:
+        raise LibbpfError("bpf_program__attach_iter", errno.EPERM)
+
+    monkeypatch.setattr("tcpobs.open_sessions.BpfIterator", refuse)
+    held, held_keys = opened()
+    with closing(held.client), closing(held.server):
+        with tcpobs.sessions(existing=True, still_open=True, duration=0) as events:
+            seen = list(events)
+        assert events.way.storage == "hash"
+    assert [s.ending.name for s in of(held_keys, seen)] == ["open", "open"]
+
+
+@pytest.mark.parametrize("storage", WALKED)
 def test_none_is_missed_and_none_comes_twice(storage: str, many: int) -> None:
     """Some of many old sessions end while it traces, others stay; meanwhile others come and go."""
     with process(churn):
@@ -200,7 +240,7 @@ def test_half_closed_ones() -> None:
 
 def test_accepted_after_the_start() -> None:
     """No file was open for it then: accept() is the first that is seen of it."""
-    with socket.create_server(("127.0.0.1", 0)) as listener:
+    with listen(socket.AF_INET) as listener:
         client = socket.create_connection(listener.getsockname())
         with tcpobs.sessions(existing=True) as events:
             pair = Pair(client, listener.accept()[0])

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 import tcpobs
+from live.ports import new_port
 from live.tcp import (
     LOOPBACK,
     TP_BTF_STORAGES,
@@ -23,6 +24,7 @@ from live.tcp import (
     connect,
     gather,
     half_closed,
+    listen,
     only_second_program,
     opened,
     server_first,
@@ -138,8 +140,7 @@ def test_spans_are_the_time_in_the_old_state(way: Options) -> None:
 
 
 def test_refused(way: Options) -> None:
-    with socket.create_server(("127.0.0.1", 0)) as listener:
-        port = listener.getsockname()[1]
+    port = new_port()
     with tcpobs.states(remote_ports=[port], **way) as events:
         with pytest.raises(ConnectionRefusedError):
             socket.create_connection(("127.0.0.1", port))
@@ -150,8 +151,7 @@ def test_refused(way: Options) -> None:
 
 def test_a_socket_that_connects_again_starts_anew() -> None:
     """What is remembered of a socket ends with CLOSE, though the socket may live on."""
-    with socket.create_server(("127.0.0.1", 0)) as listener:
-        port = listener.getsockname()[1]
+    port = new_port()
     with tcpobs.states(remote_ports=[port]) as events, socket.socket() as client:
         for _ in range(2):
             assert client.connect_ex(("127.0.0.1", port)) != 0
@@ -162,7 +162,7 @@ def test_a_socket_that_connects_again_starts_anew() -> None:
 def test_mapped_ipv4() -> None:
     """IPv4 on an IPv6 socket keeps the socket's family, and both addresses their own side."""
     with tcpobs.states() as events:
-        with socket.create_server(("::", 0), family=socket.AF_INET6, dualstack_ipv6=True) as listener:
+        with listen(socket.AF_INET6, "::", dual=True) as listener:
             client = socket.socket(socket.AF_INET6)
             client.bind(("::ffff:127.0.0.2", 0))
             port = listener.getsockname()[1]
@@ -199,9 +199,7 @@ def test_both_close_at_once_in_other_network_namespaces() -> None:
 
 def test_filters_choose_rows_and_never_what_is_known(family: int) -> None:
     """With -L of the server: its rows and the listener's; their spans are as without a filter."""
-    with socket.create_server(
-        (LOOPBACK[socket.AddressFamily(family)], 0), family=socket.AddressFamily(family)
-    ) as listener:
+    with listen(family) as listener:
         port = listener.getsockname()[1]
         with tcpobs.states(local_ports=[port]) as local, tcpobs.states(remote_ports=[port]) as remote:
             client = socket.create_connection(listener.getsockname()[:2])

@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 import tcpobs
+from live.ports import new_port
 from live.tcp import (
     DEADLINE,
     ENDS,
@@ -27,6 +28,7 @@ from live.tcp import (
     connect,
     gather,
     is_loaded,
+    listen,
     programs_of,
     wait,
 )
@@ -43,7 +45,7 @@ TCPOBS = [sys.executable, "-m", "tcpobs"]
 
 def make_sessions(family: int, count: int) -> int:
     """Sessions that this process has both ends of, with bytes both ways and each its own end; the port."""
-    with socket.create_server((LOOPBACK[socket.AddressFamily(family)], 0), family=family) as listener:
+    with listen(family) as listener:
         address = listener.getsockname()[:2]
         for number in range(count):
             client = socket.create_connection(address)
@@ -153,8 +155,7 @@ def test_owner_is_pid_and_comm() -> None:
 
 def test_refused(family: int) -> None:
     address = LOOPBACK[socket.AddressFamily(family)]
-    with socket.create_server((address, 0), family=family) as listener:
-        port = listener.getsockname()[1]
+    port = new_port()
     with tcpobs.summary(remote_ports=[port]) as trace:
         for _ in range(3):
             with pytest.raises(ConnectionRefusedError):
@@ -182,7 +183,7 @@ def test_taking_loses_nothing_and_gives_nothing_twice(way: Options) -> None:
     count = 2000
     with (
         tcpobs.summary(by=["port", "role"], **way) as trace,
-        socket.create_server(("127.0.0.1", 0)) as listener,
+        listen(socket.AF_INET) as listener,
     ):
         port = listener.getsockname()[1]
         child = os.fork()

@@ -17,7 +17,7 @@ from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from typing import TYPE_CHECKING, TypeVar
 
-from live.tcp import DEADLINE, Pair
+from live.tcp import DEADLINE, Pair, listen
 
 if TYPE_CHECKING:
     from typing_extensions import Self
@@ -118,9 +118,7 @@ class Wire:
 
     def listen(self, family: int = socket.AF_INET) -> socket.socket:
         """A listener in the second namespace."""
-        family = socket.AddressFamily(family)
-        address = (self.address(family, 1), 0)
-        return self.inside(1, lambda: socket.create_server(address, family=family))
+        return self.inside(1, lambda: listen(family, self.address(family, 1)))
 
     def client(self, family: int = socket.AF_INET) -> socket.socket:
         """A socket in the first namespace."""

@@ -7,7 +7,6 @@ construction, and asked of no kernel. Clients run as another user than servers.
 
 from __future__ import annotations
 
-import errno
 import os
 import queue
 import select
@@ -20,10 +19,11 @@ import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import suppress
 from functools import partial
-from itertools import chain, cycle, islice
+from itertools import chain, islice
 from typing import NamedTuple, NoReturn
 
-from live.tcp import DEADLINE, LOOPBACK, reset, wait_closed
+from live.ports import new_port
+from live.tcp import DEADLINE, listen, reset, wait_closed
 
 SESSIONS = 200
 """Of each workload and family, where nothing else is said."""
@@ -77,26 +77,6 @@ class Gate:
         os.close(self._write)
 
 
-_LOWEST, _HIGHEST = 10_000, 32_767
-"""Below those that the kernel chooses (ip_local_port_range of ip(7)), which are the clients'."""
-
-# Each process begins elsewhere: a session with the ports of one that is in TIME_WAIT may have to wait.
-_PORTS = islice(cycle(range(_LOWEST, _HIGHEST)), os.getpid() * 211 % (_HIGHEST - _LOWEST), None)
-
-
-def bound(family: int) -> socket.socket:
-    """A socket with a port that no other had, so that two ports tell all sessions of a process apart."""
-    found = socket.socket(family)
-    while True:
-        try:
-            found.bind((LOOPBACK[socket.AddressFamily(family)], next(_PORTS)))
-        except OSError as error:
-            if error.errno != errno.EADDRINUSE:
-                raise
-        else:
-            return found
-
-
 class Stage:
     """What the processes of one workload share: a listener, and the pipe for their notes."""
 
@@ -104,8 +84,7 @@ class Stage:
 
     def __init__(self, family: int, sessions: int) -> None:
         self.family, self.sessions = socket.AddressFamily(family), sessions
-        self.listener = bound(family)
-        self.listener.listen(sessions)
+        self.listener = listen(family, backlog=sessions)
         self.address: tuple[str, int] = self.listener.getsockname()[:2]
         self._read, self._write = os.pipe()
         self._running: dict[int, int] = {}
@@ -394,8 +373,7 @@ def duplicated(stage: Stage) -> None:
 def refused(stage: Stage) -> None:
     """refused: only the client has an end"""
 
-    silent = bound(stage.family)  # nobody listens there, and nobody else will
-    address = silent.getsockname()[:2]
+    address = stage.address[0], new_port()  # nobody listens there
 
     def visit(stage: Stage) -> None:
         ends = [socket.socket(stage.family) for _ in range(stage.sessions)]
@@ -408,7 +386,6 @@ def refused(stage: Stage) -> None:
                 raise AssertionError("somebody listens")
 
     stage.wait(stage.client(visit))
-    silent.close()
 
 
 def server_idle(stage: Stage) -> None:

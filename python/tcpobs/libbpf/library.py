@@ -60,6 +60,7 @@ PROTOTYPES: dict[str, tuple[Any, list[Any]]] = {
     "bpf_link__destroy": (STATUS, [c_void_p]),
     "bpf_iter_create": (STATUS, [c_int]),
     "bpf_prog_load": (STATUS, [c_int, c_char_p, c_char_p, c_char_p, c_size_t, c_void_p]),
+    "bpf_prog_test_run_opts": (STATUS, [c_int, c_void_p]),
     "bpf_prog_get_fd_by_id": (STATUS, [c_uint32]),
     "bpf_obj_get_info_by_fd": (STATUS, [c_int, c_void_p, c_void_p]),
     "bpf_enable_stats": (STATUS, [c_int]),

@@ -56,12 +56,16 @@ class Variables:
         return iter(self._places)
 
     def __getitem__(self, name: str) -> Value:
+        return self._place(name)[2].unpack(self.read(name))
+
+    def read(self, name: str) -> bytes:
+        """A variable's bytes, as the program has them."""
         map, offset, type = self._place(name)
         if not self._object.loaded:
-            return type.unpack(ctypes.string_at(map.memory + offset, type.size))
+            return ctypes.string_at(map.memory + offset, type.size)
         # Mapping the map's memory takes no capability, as looking it up may.
         with mmap.mmap(map.fd, offset + type.size, prot=mmap.PROT_READ) as values:
-            return type.unpack(values[offset : offset + type.size])
+            return values[offset : offset + type.size]
 
     def __setitem__(self, name: str, value: Value) -> None:
         map, offset, type = self._place(name)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections import namedtuple
 from contextlib import suppress
+from functools import partial
 
 from tcpobs import __version__, compiler, host, privileges
 from tcpobs.errors import HostError, TcpobsError
@@ -64,13 +65,17 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(arguments: argparse.Namespace) -> int:
     """Runs the command; returns the exit status."""
     output = Output()
-    tools = [_tool("states", arguments.btf), _tool("life", arguments.btf)]
+    btf = arguments.btf
+    tools = [_tool("states", partial(states, btf=btf)), _tool("life", partial(sessions, btf=btf))]
     able = all(tool.works for tool in tools)
+    if privileges.may_trace():
+        tools.append(_tool("life --existing", partial(sessions, existing=True, btf=btf)))
+        tools.append(_tool("life --open", partial(sessions, still_open=True, btf=btf)))
     findings = [
-        *_kernel(arguments.btf),
+        *_kernel(btf),
         _libbpf(),
         _capabilities(),
-        *_mechanisms(arguments.btf),
+        *_mechanisms(btf),
         _user_functions(),
         _compiler(),
         _journal(),
@@ -193,7 +198,17 @@ def _capabilities() -> Finding:
 
 
 def _mechanisms(btf: str | None) -> list[Finding]:
-    """Each hook, storage and transport, tried."""
+    """Each hook, storage, transport and accept, tried; and each walk over open sessions."""
+    return [
+        *_ways(btf),
+        *(
+            _tried_if_allowed(f"walk {storage}", partial(sessions, still_open=True, storage=storage, btf=btf))
+            for storage in host.STORAGES
+        ),
+    ]
+
+
+def _ways(btf: str | None) -> list[Finding]:
     return [
         _mechanism(part, choice, btf)
         for part, choices in (
@@ -207,21 +222,23 @@ def _mechanisms(btf: str | None) -> list[Finding]:
 
 
 def _mechanism(part: str, choice: str, btf: str | None) -> Finding:
-    name = f"{part} {choice}"
-    if not privileges.may_trace():
-        return Finding(name, None, "not looked at, for want of privileges", "")
     forced: Options = {"btf": btf}
     forced[part] = choice  # type: ignore[literal-required]
     # The programs of states are the most; it looks at who accepts if owners are asked for.
-    works, text, _ = _tried(lambda: states(owners=part == "accept", **forced))
+    return _tried_if_allowed(f"{part} {choice}", lambda: states(owners=part == "accept", **forced))
+
+
+def _tried_if_allowed(name: str, start: Callable[[], Events[Any]]) -> Finding:
+    if not privileges.may_trace():
+        return Finding(name, None, "not looked at, for want of privileges", "")
+    works, text, _ = _tried(start)
     # Nobody needs all of them: what to do is said where a tool cannot run.
     return Finding(name, works, text, "")
 
 
-def _tool(name: str, btf: str | None) -> Finding:
+def _tool(name: str, start: Callable[[], Events[Any]]) -> Finding:
     """What a tool will choose here."""
-    start: dict[str, Callable[..., Events[Any]]] = {"states": states, "life": sessions}
-    return Finding(f"tcpobs {name}", *_tried(lambda: start[name](btf=btf)))
+    return Finding(f"tcpobs {name}", *_tried(start))
 
 
 def _tried(start: Callable[[], Events[Any]]) -> tuple[bool, str, str]:
