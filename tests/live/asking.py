@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import re
 import signal
 import subprocess
 import sys
@@ -20,38 +19,6 @@ ARGDIST = [os.path.join(os.path.dirname(sys.executable), "tcpobs"), "argdist"]
 SOURCES = Path(__file__).parent / "argdist"
 START = 90.0
 """Seconds in which it has started: the compiler is slow in a VM, where others run."""
-
-_RELEASE = tuple(int(part) for part in re.findall(r"\d+", os.uname().release)[:2])
-_BTFS = Path(__file__).resolve().parents[2] / "build/vm/kernels"
-OTHER_TYPES = next(_BTFS.glob("6.12-6*/btf" if _RELEASE == (5, 10) else "5.10-*/btf"), None)
-"""The types of another kernel than this (tests/vm puts them there)."""
-
-
-def _limits() -> dict[str, str]:
-    found = {}
-    if not os.path.exists("/sys/bus/event_source/devices/kprobe"):
-        found["test_argdist_kernel"] = "CONFIG_KPROBES"
-    if _RELEASE < (5, 17):
-        found["fexit"] = "Linux 5.17"  # bpf_get_func_ret
-    if _RELEASE < (5, 15):
-        found["return wildcards"] = "Linux 5.15"  # bpf_get_func_ip
-    if _RELEASE < (5, 17):
-        # Then it takes kretprobes, which had room for only one call per CPU (max_active, backported to 6.1).
-        found["test_recursion"] = "Linux 6.1"
-    several = (6, 14) if os.uname().machine == "aarch64" else (6, 12)
-    if several > _RELEASE:
-        found["kprobe.multi"] = "CONFIG_FPROBE"  # in Debian's kernels
-    if "vm.job=" in Path("/proc/cmdline").read_text():
-        # Long under emulation, and gcc is needed: test_argdist_kernel has what differs from kernel to kernel.
-        for module in ("test_argdist", "test_argdist_bpftrace", "test_rewriter"):
-            found[module] = "tested on the build machine"
-    if not OTHER_TYPES or os.uname().machine != "x86_64":
-        found["test_object_of_another_kernel"] = "no other kernel's types"
-    return found
-
-
-LIMITS = _limits()
-"""What cannot be done here, and why: some of them name tests, or modules of tests, that are left out then."""
 
 Value = Union[int, str]
 Counts = dict[tuple[Value, ...], int]

@@ -11,14 +11,18 @@ from typing import TYPE_CHECKING
 import pytest
 from _pytest.runner import runtestprotocol
 
-from live import asking, unseen
+from live import ports, unseen
+from live.features import MISSING
 from live.tcp import ALL_WAYS, WAYS, limit
 from live.unseen import ATTEMPTS, TRACING
+from tcpobs import host
 
 if TYPE_CHECKING:
     from tcpobs.events import Options
 
 _CHANGES = pytest.StashKey[unseen.Changes]()
+_LIMITS = pytest.StashKey[dict[str, str]]()
+"""Why a subject of the report was not tested here."""
 
 
 @pytest.fixture(params=[socket.AF_INET, socket.AF_INET6], ids=["IPv4", "IPv6"])
@@ -27,29 +31,38 @@ def family(request: pytest.FixtureRequest) -> int:
     return int(request.param)
 
 
-@pytest.fixture(params=WAYS, ids="-".join)
+@pytest.fixture(
+    params=[
+        pytest.param(way, id="-".join(way), marks=pytest.mark.subject(host.describe(way))) for way in WAYS
+    ]
+)
 def way(request: pytest.FixtureRequest) -> Options:
     """Each test that takes it runs every way that this kernel has; these are the options that force it."""
     options: Options = request.param._asdict()
     return options
 
 
-@pytest.fixture(scope="session", autouse=True)
-def limits(record_testsuite_property: Callable[[str, object], None]) -> None:
-    """The limits of this kernel, for the report on all of them."""
-    for way in ALL_WAYS:
-        if limit(way):
-            record_testsuite_property(f"limit {'-'.join(way)}", limit(way))
-    for name, cause in asking.LIMITS.items():
-        record_testsuite_property(f"limit {name}", cause)
-
-
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Leaves out the tests that this kernel is named to be too limited for."""
-    limited = [item for item in items if {item.path.stem, item.name.partition("[")[0]} & asking.LIMITS.keys()]
+    """Leaves out what this kernel lacks a feature for, and has each result name its subjects."""
+    limits = config.stash[_LIMITS] = {host.describe(way): limit(way) for way in ALL_WAYS if limit(way)}
+    limited = []
+    for item in items:
+        subjects = [marker.args[0] for marker in item.iter_markers("subject")]
+        item.user_properties += [("subject", subject) for subject in subjects]
+        needed = {marker.args[0] for marker in item.iter_markers("needs")}
+        for feature in needed & MISSING.keys():
+            limited.append(item)
+            limits.update(dict.fromkeys(subjects, MISSING[feature]))
     if limited:
         config.hook.pytest_deselected(items=limited)
         items[:] = [item for item in items if item not in limited]
+
+
+@pytest.fixture(scope="session", autouse=True)
+def limits(record_testsuite_property: Callable[[str, object], None], request: pytest.FixtureRequest) -> None:
+    """The limits of this kernel, for the report on all of them."""
+    for subject, cause in request.config.stash[_LIMITS].items():
+        record_testsuite_property(f"limit {subject}", cause)
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -73,15 +86,20 @@ def changes(tracefs: None, request: pytest.FixtureRequest) -> Iterator[None]:
 
 
 def pytest_runtest_protocol(item: pytest.Item, nextitem: pytest.Item | None) -> bool:
-    """Runs a test again that failed while a change was shown to no BPF program, and says so."""
+    """Runs a failed test again when the kernel hid a change of one of its sockets from BPF, and says so.
+
+    The proof is in ftrace, which sees what BPF does not: a thread of PID 1 made a change of a socket with a
+    port that this test, and no other, was given.
+    """
     item.ihook.pytest_runtest_logstart(nodeid=item.nodeid, location=item.location)
     for _ in range(ATTEMPTS):
         if _CHANGES in item.config.stash:  # not before the session's fixtures are there, and after
             item.config.stash[_CHANGES].forget()
+        marked = ports.mark()
         reports = runtestprotocol(item, log=False, nextitem=nextitem)
         changes = item.config.stash.get(_CHANGES, None)
         failed = any(report.failed for report in reports)
-        by_pid_1 = changes.by_pid_1() if failed and changes else None
+        by_pid_1 = changes.by_pid_1(ports.since(marked)) if failed and changes else None
         if not by_pid_1:
             break
         item.warn(pytest.PytestWarning(f"failed; PID 1 changed the sockets with the ports {by_pid_1}"))

@@ -22,6 +22,8 @@ import pytest
 from live.asking import ARGDIST, Answer, ask, asking, ended, finish, gcc, ready
 from live.tcp import DEADLINE, is_loaded, programs_of, wait
 
+pytestmark = pytest.mark.native
+
 VARIANTS = {
     "pie": ["-g", "-fPIE", "-pie"],
     "no-pie": ["-g", "-fno-pie", "-no-pie"],
@@ -1171,10 +1173,7 @@ def test_processes_that_are_not_there(program: str) -> None:
         assert "4194303" in line
 
 
-@pytest.mark.skipif(
-    os.path.exists("/sys/bus/event_source/devices/kprobe"),
-    reason="it is about kernels without CONFIG_KPROBES",
-)
+@pytest.mark.needs("no kprobes")
 @pytest.mark.parametrize("specifier", ["p::tcp_sendmsg():size_t:size", "r::tcp_sendmsg()", "p::tcp_send*()"])
 def test_a_kernel_without_kprobes(specifier: str) -> None:
     done = ended("-C", specifier)

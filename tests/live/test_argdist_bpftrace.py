@@ -17,6 +17,8 @@ import pytest
 from live.asking import Answer, Work, asking, finish, gcc, ready
 from live.tcp import DEADLINE, wait
 
+pytestmark = pytest.mark.native
+
 BPFTRACE = shutil.which("bpftrace")
 CLOSE = """
 import os, sys

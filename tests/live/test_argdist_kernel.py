@@ -21,21 +21,31 @@ from typing import Callable
 
 import pytest
 
-from live.asking import ARGDIST, LIMITS, OTHER_TYPES, Answer, ask, asking, ended, finish
+from live.asking import ARGDIST, Answer, ask, asking, ended, finish
+from live.features import MISSING, OTHER_TYPES
 from live.tcp import Pair, connect, wait
 from tcpobs.cli import main
 from tcpobs.libbpf.btf import Btf, Kind
 
-HOOKS = [["--hook", "fentry"], ["--hook", "kprobe"]]
-NAMES = ["argdist-fentry", "argdist-kprobe"]
-AT_RETURN = [[] if "fexit" in LIMITS else HOOKS[0], HOOKS[1]]
+BY_FENTRY = pytest.mark.subject("argdist: kernel functions by fentry and fexit")
+BY_KPROBE = pytest.mark.subject("argdist: kernel functions by kprobe and kretprobe")
+FENTRY = pytest.param(["--hook", "fentry"], id="fentry", marks=BY_FENTRY)
+KPROBE = pytest.param(["--hook", "kprobe"], id="kprobe", marks=BY_KPROBE)
+CHOSEN = pytest.param([], id="fentry", marks=BY_FENTRY)
 """Without fexit, it is to find that out by itself."""
+pytestmark = [
+    pytest.mark.essential,
+    pytest.mark.needs("kprobes"),
+    pytest.mark.subject("argdist: all of the kernel, and its errors"),
+]
+
+AT_RETURN = [CHOSEN if "fexit's return value" in MISSING else FENTRY, KPROBE]
 TRACING = Path("/sys/kernel/tracing")
 SENT = [100] * 7 + [5000] * 3
 """The bytes of each send()."""
 
 OPENED, ASKED, RESIZED, CHANGED = 5, 11, 4, 6
-READERS = 0 if "test_recursion" in LIMITS else 4
+READERS = 0 if "returns of several at once" in MISSING else 4
 """How often the process opens a file, asks for its PID, resizes a pipe, changes a mode; its threads."""
 
 RING = 64 * 40
@@ -134,7 +144,7 @@ def send(pair: Pair) -> None:
 # ---- arguments
 
 
-@pytest.mark.parametrize("hook", HOOKS, ids=NAMES)
+@pytest.mark.parametrize("hook", [FENTRY, KPROBE])
 def test_arguments(hook: list[str], kmalloc: str, pair: Pair) -> None:
     file = Path(f"/dev/shm/opened-{os.getpid()}")
     file.touch()
@@ -201,7 +211,7 @@ def gfp_atomic() -> list[str]:
 # ---- returns
 
 
-@pytest.mark.parametrize("hook", AT_RETURN, ids=NAMES)
+@pytest.mark.parametrize("hook", AT_RETURN)
 def test_returns(hook: list[str], kmalloc: str, pair: Pair) -> None:
     """What functions return, what they were given then, and how long it took."""
     pipes = [os.pipe() for _ in range(READERS)]
@@ -269,7 +279,8 @@ def read_at_once(pipes: list[tuple[int, int]]) -> None:
         thread.join()
 
 
-@pytest.mark.parametrize("hook", AT_RETURN, ids=NAMES)
+@pytest.mark.needs("returns of several at once")
+@pytest.mark.parametrize("hook", AT_RETURN)
 def test_recursion(hook: list[str], stacked: Path) -> None:
     """A change in an overlay file system calls itself for the one below it: the inner one is the shorter."""
 
@@ -382,6 +393,7 @@ def limited() -> Iterator[None]:
         group.rmdir()
 
 
+@pytest.mark.subject("argdist: functions of a library")
 def test_user_functions() -> None:
     """With what each kernel has for them; all else is in test_argdist."""
     libc = ctypes.CDLL(None)
@@ -395,7 +407,7 @@ def test_user_functions() -> None:
         "r:c:labs(long n):long,long:$retval,$entry(n)": {(number, -number): 1 for number in range(20)},
         "r:c:labs():char:(char)($latency > 0)": {(1,): 20},
     }
-    if "return wildcards" not in LIMITS:  # both take what a program was attached with (Linux 5.15)
+    if "addresses of returns" not in MISSING:  # both take what a program was attached with (Linux 5.15)
         asked["p:c:labs*()"] = {("labs",): 20}
     with waiting(work) as (pid, go):
         answer = ask(go, "-p", pid, *(word for text in asked for word in ("-C", text)))
@@ -404,9 +416,9 @@ def test_user_functions() -> None:
 
 def test_wildcards(pair: Pair) -> None:
     with waiting(lambda: send(pair)) as (pid, go):
-        back = [] if "return wildcards" in LIMITS else ["-C", "r::tcp_send*()"]
+        back = [] if "addresses of returns" in MISSING else ["-C", "r::tcp_send*()"]
         # One by one, each takes its time.
-        many = "p::tcp_send*()" if "kprobe.multi" in LIMITS else "p::tcp_*()"
+        many = "p::tcp_send*()" if "kprobe.multi" in MISSING else "p::tcp_*()"
         answer = ask(go, "-p", pid, "-C", many, *back)
     assert answer.ones()["tcp_sendmsg"] == len(SENT)
     assert len(answer.ones()) > 1
@@ -418,6 +430,8 @@ def test_wildcards(pair: Pair) -> None:
 # ---- objects and types of other kernels
 
 
+@pytest.mark.needs("another kernel's types")
+@pytest.mark.subject("argdist: objects compiled for another kernel")
 def test_object_of_another_kernel(pair: Pair, tmp_path: Path) -> None:
     """Compiled for it, run here: 5.10's, or on 5.10 that of 6.12."""
     object, file = tmp_path / "object", Path(f"/dev/shm/opened-{os.getpid()}")
@@ -515,9 +529,9 @@ def test_errors_of_names(kmalloc: str, functions: frozenset[str], refused: Calla
     if gfp_atomic():
         assert "-D NAME=VALUE" in refused(f"p::{kmalloc}(size_t sz, gfp_t flags):size_t:sz:flags&GFP_ATOMIC")
     assert "cannot be traced by fentry" in refused("p::tcp_send*()", "--hook", "fentry")
-    if "fexit" in LIMITS:
+    if "fexit's return value" in MISSING:
         assert "bpf_get_func_ret" in refused("r::tcp_sendmsg()", "--hook", "fentry")
-    if "return wildcards" in LIMITS:
+    if "addresses of returns" in MISSING:
         assert "bpf_get_func_ip" in refused("r::tcp_send*()")
 
 

@@ -18,6 +18,8 @@ from tcpobs import cgroups
 from tcpobs.cgroups import Cgroup, Cgroups, Container, container
 from tcpobs.errors import HostError, TcpobsError, UsageError
 
+pytestmark = pytest.mark.subject("cgroups and containers")
+
 POD = "0b8c6a54-2f5d-4f0e-9a37-6d1c5c1be1a9"
 SLICED = POD.replace("-", "_")
 BURSTABLE = f"kubepods.slice/kubepods-burstable.slice/kubepods-burstable-pod{SLICED}.slice"

@@ -19,6 +19,8 @@ import pytest
 
 from live.tcp import ALL_WAYS, DEADLINE, connect, is_loaded, is_tracing, limit, programs_of, wait, wait_over
 
+pytestmark = pytest.mark.subject("the command: output, ends, errors")
+
 DOCTOR = " (`tcpobs doctor` says more)"
 TCPOBS = [os.path.join(os.path.dirname(sys.executable), "tcpobs")]
 HEADERS = {

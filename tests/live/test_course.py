@@ -16,6 +16,8 @@ from live.tcp import Pair, connect, gather, listen, wait_state
 from live.wire import Wire
 from tcpobs import Session
 
+pytestmark = pytest.mark.subject("how a session went, beside TCP_INFO")
+
 CLOSE = 7
 """include/net/tcp_states.h."""
 

@@ -15,6 +15,8 @@ from live.tcp import ALL_WAYS, DEADLINE, WALK_LIMIT, WAYS, connect, limit, serve
 from live.test_command import TCPOBS, finish, hidden, tracing
 from tcpobs import host
 
+pytestmark = pytest.mark.subject("`tcpobs doctor`")
+
 
 def doctor(*prefix: str, arguments: tuple[str, ...] = ()) -> tuple[int, dict[str, Any]]:
     """Its exit status, and its findings by name."""
@@ -40,6 +42,7 @@ def test_text_and_json_say_the_same() -> None:
         assert (finding["remedy"] or "") in text.stdout
 
 
+@pytest.mark.essential
 def test_what_it_says_of_each_mechanism_is_so() -> None:
     """It agrees with what is known of this kernel, and with what the tools then do."""
     status, findings = doctor()
@@ -121,6 +124,8 @@ WITHOUT_TYPES = [way for way in ALL_WAYS if way.hook != "tp_btf" and not limit(w
 """tp_btf is for kernels that carry their types."""
 
 
+@pytest.mark.essential
+@pytest.mark.subject("types from a file (`--btf`)")
 @pytest.mark.parametrize(
     ("tool", "way"),
     [("states", None), *(("life", way) for way in WITHOUT_TYPES)],

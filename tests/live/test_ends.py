@@ -45,6 +45,8 @@ if TYPE_CHECKING:
 
     from tcpobs.events import Options
 
+pytestmark = pytest.mark.subject("every end of a session")
+
 CLOSE, FIN_WAIT1, FIN_WAIT2, SYN_SENT = 7, 4, 5, 2
 """include/net/tcp_states.h."""
 

@@ -22,6 +22,8 @@ if TYPE_CHECKING:
 
     from tcpobs.libbpf import Type
 
+pytestmark = [pytest.mark.essential, pytest.mark.subject("kernel fields, each where this kernel has it")]
+
 SOCK = "tcp_sock.inet_conn.icsk_inet.sk"
 FIELDS = {
     f"{SOCK}.sk_protocol": "a bit field before Linux 5.6",

@@ -14,6 +14,8 @@ from live.tcp import Pair, child, client_first, client_resets, connect, gather, 
 from live.wire import Wire
 from tcpobs.records import WithEndpoints
 
+pytestmark = pytest.mark.subject("filters")
+
 Ports = frozenset[int]
 """A session, by its two ports: one of them alone may have been another's a moment ago."""
 

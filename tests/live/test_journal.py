@@ -8,8 +8,12 @@ import socket
 import subprocess
 import sys
 
+import pytest
+
 from live.ports import new_port
 from live.tcp import LOOPBACK
+
+pytestmark = pytest.mark.subject("the journal")
 
 SCRIPT = """
 mount -t tmpfs none /run && mkdir -p /run/systemd/journal

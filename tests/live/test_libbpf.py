@@ -6,7 +6,6 @@ import os
 import socket
 import struct
 import subprocess
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -14,7 +13,10 @@ from typing import Any
 import pytest
 
 from live.tcp import client_first, connect, is_loaded, wait
+from tcpobs import compiler
 from tcpobs.libbpf import Btf, Kind, LibbpfError, Object, RingBuffer, RunStatistics
+
+pytestmark = [pytest.mark.essential, pytest.mark.subject("the libbpf binding")]
 
 SOURCE = """
 #include "vmlinux.h"
@@ -55,21 +57,14 @@ int refused(void *ctx)
 
 
 @pytest.fixture(scope="module")
-def data(tmp_path_factory: pytest.TempPathFactory) -> bytes:
+def data() -> bytes:
     """A small object of our own, compiled here."""
     root = Path(__file__).parents[2]
-    source = tmp_path_factory.mktemp("bpf") / "small.bpf.c"
-    source.write_text(SOURCE)
-    machine = os.uname().machine
-    subprocess.run(
-        [
-            *(sys.executable, "-m", "ziglang", "clang", "-target", "bpf", "-mcpu=v3", "-O2", "-g", "-w"),
-            *(f"-I{root}/build/include", f"-I{root}/vmlinux/{machine}"),
-            *("-c", str(source), "-o", str(source.with_suffix(".o"))),
-        ],
-        check=True,
-    )
-    return source.with_suffix(".o").read_bytes()
+    clang = compiler.find()
+    assert clang
+    command = [*clang, "-target", "bpf", "-mcpu=v3", "-O2", "-g", "-w", "-x", "c"]
+    command += [f"-I{root}/build/include", f"-I{root}/vmlinux/{os.uname().machine}", "-c", "-o", "-", "-"]
+    return subprocess.run(command, input=SOURCE.encode(), stdout=subprocess.PIPE, check=True).stdout
 
 
 @pytest.fixture

@@ -39,6 +39,9 @@ if TYPE_CHECKING:
     from tcpobs.events import Options
 
 
+pytestmark = pytest.mark.subject("`life`")
+
+
 def of_port(port: int, count: int) -> Callable[[list[Session]], bool]:
     """Whether so many sessions with this port at either end are there."""
     return lambda seen: len([s for s in seen if port in (s.lport, s.rport)]) >= count
@@ -51,6 +54,7 @@ def both(seen: list[Session], port: int) -> tuple[Session, Session]:
     return client, server
 
 
+@pytest.mark.essential
 def test_bytes_addresses_and_duration(family: int, way: Options) -> None:
     """Bytes are what TCP_INFO says of the closed sockets, whose descriptors are still open."""
     with tcpobs.sessions(**way) as events:
@@ -113,6 +117,7 @@ CLIENT_SERVER_ACTS = (
 """What the client does, what the server does, and whether that shows the server."""
 
 
+@pytest.mark.essential
 def test_who_ends_a_session_owns_its_end(way: Options, family: int) -> None:
     """Each end belongs to the process that acted on it; nobody's is 0 and `-`, and never a guess."""
     truth: dict[int, int] = {}
@@ -162,6 +167,7 @@ def test_a_session_older_than_tcpobs_is_not_shown() -> None:
     assert not [session for session in seen if {session.lport, session.rport} == ports]
 
 
+@pytest.mark.essential
 @pytest.mark.parametrize("storage", TP_BTF_STORAGES)
 def test_what_the_kernel_skips_the_second_program_sees(
     storage: str, family: int, monkeypatch: pytest.MonkeyPatch
@@ -180,6 +186,7 @@ def test_what_the_kernel_skips_the_second_program_sees(
     assert client.span_ns > 0
 
 
+@pytest.mark.essential
 @pytest.mark.parametrize("storage", TP_BTF_STORAGES)
 def test_nobody_is_known_to_have_closed_what_was_closed_unseen(
     storage: str, family: int, monkeypatch: pytest.MonkeyPatch

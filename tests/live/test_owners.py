@@ -1,7 +1,7 @@
 """Whose sessions they are, against workloads that write it down (live.workloads).
 
 All of them run under one trace for each way in which accept's return is seen; each test looks at the rows of
-one workload. The best way of this kernel sees SESSIONS of each workload and family, others FEWER.
+one workload. Each way sees FEW sessions of each workload and family; the default way also sees MANY.
 """
 
 from __future__ import annotations
@@ -10,7 +10,6 @@ import socket
 import time
 import traceback
 from collections.abc import Callable, Iterator, Sequence
-from functools import lru_cache
 from itertools import product
 from typing import NamedTuple
 
@@ -18,17 +17,20 @@ import pytest
 
 import tcpobs
 from live import unseen
-from live.asking import LIMITS
+from live.features import MISSING
 from live.tcp import DEADLINE, LOOPBACK, WAYS
 from live.workloads import SESSIONS, WORKLOADS, Owner, Ports, Score, Stage, Truth, pool, refused, run, score
 from tcpobs import Session, StateChange, host
 from tcpobs.events import Events
 
-FEWER = 20
+pytestmark = pytest.mark.subject("owners, beside workloads that write down the true ones")
+
+FEW, MANY = 20, SESSIONS
+"""Sessions of each workload and family."""
 BEST = [way for way in WAYS if (way.hook, way.transport) == ("tp_btf", "ringbuf")]
 ACCEPTS = {way.accept: way for way in (host.Way("tp_btf", "hash", "ringbuf", "none"), *reversed(BEST))}
 """How accept's return can be seen here, each with the best way that does: nothing is lost with that."""
-MISSES_ACCEPTS = {"none", *(["kretprobe"] if "test_recursion" in LIMITS else [])}
+MISSES_ACCEPTS = {"none", *(["kretprobe"] if "returns of several at once" in MISSING else [])}
 """Not all are seen: old kernels' kretprobes have room for one process per CPU that waits in accept."""
 
 PREEMPTS = host.tracepoints_are_preempted()
@@ -62,33 +64,37 @@ class Tool(NamedTuple):
     rows: dict[Which, Rows]
 
 
-def traced(accept: str | None) -> Trace:
-    """All workloads under this accept's way, or the default; where that is the same, it is traced once."""
-    found = _traced(accept)
+def traced(accept: str | None, sessions: int) -> Trace:
+    """So many sessions of all workloads under this accept's way, or the default."""
+    found = _traced(accept, sessions)
     if isinstance(found, str):
         pytest.fail(found, pytrace=False)
     return found
 
 
-@lru_cache(None)
-def _traced(accept: str | None) -> Trace | str:
-    """The same, or why not: nothing is gained by trying again for each test."""
-    try:
-        return _trace(accept)
-    except Exception:
-        return traceback.format_exc()
+_TRACES: dict[tuple[str | None, int], Trace | str] = {}
+"""What was traced so far, or why it failed: nothing is gained by trying again for each test."""
 
 
-def _trace(accept: str | None) -> Trace:
+def _traced(accept: str | None, sessions: int) -> Trace | str:
+    if (accept, sessions) not in _TRACES:
+        try:
+            _TRACES[accept, sessions] = _trace(accept, sessions)
+        except Exception:
+            _TRACES[accept, sessions] = traceback.format_exc()
+    return _TRACES[accept, sessions]
+
+
+def _trace(accept: str | None, sessions: int) -> Trace:
     if accept is None:
         # Both tools at once; a state change is much more frequent than a session's end.
         with tcpobs.sessions() as life, tcpobs.states(owners=True, buffer_size=1 << 26) as states:
-            return _run_all(SESSIONS, life, states)
-    if accept == traced(None).accept:
-        return traced(None)
+            return _run_all(sessions, life, states)
+    if accept == traced(None, sessions).accept:
+        return traced(None, sessions)
     hook, storage, transport, _ = ACCEPTS[accept]
     with tcpobs.sessions(hook=hook, storage=storage, transport=transport, accept=accept) as life:
-        return _run_all(FEWER, life)
+        return _run_all(sessions, life)
 
 
 def _run_all(sessions: int, life: Events[Session], states: Events[StateChange] | None = None) -> Trace:
@@ -123,7 +129,7 @@ def _follow(tool: Tool, which: Which, truth: Truth, changes: unseen.Changes, tol
     """
     rows = tool.rows[which] = _owners(tool.batches, truth)
     missing = truth.keys() - rows.keys()
-    lost = missing - changes.by_pid_1() if missing else missing
+    lost = missing - changes.by_pid_1({port for ports in missing for port in ports})
     told = tool.events.losses.recursion_misses - told_before if PREEMPTS else 0
     unnamed = {ports for ports, owner in rows.items() if truth[ports].acted and not owner.pid}
     assert len(lost) <= told, (
@@ -147,9 +153,9 @@ def _owners(batches: Iterator[Sequence[Session | StateChange]], truth: Truth) ->
 
 @pytest.fixture(scope="module", autouse=True)
 def report(record_testsuite_property: Callable[[str, object], None]) -> Iterator[None]:
-    """Tells the report on all kernels how it went the default way."""
+    """Tells the report on all kernels how it went the default way, with as many sessions as were made."""
     yield
-    trace = _traced(None)
+    trace = _TRACES.get((None, MANY)) or _TRACES.get((None, FEW))
     if isinstance(trace, Trace):
         total = Score()
         for which in trace.truth:
@@ -164,13 +170,27 @@ def workload(request: pytest.FixtureRequest) -> Callable[[Stage], None]:
     return found
 
 
-@pytest.mark.parametrize("accept", [None, *ACCEPTS], ids=lambda accept: accept or "default")
-def test_every_owner_is_right(workload: Callable[[Stage], None], family: int, accept: str | None) -> None:
-    """Every end is its owner's, by PID, thread and user; without accept's return, nobody's at worst."""
-    trace = traced(accept)
+MUCH = pytest.param(MANY, id="many", marks=pytest.mark.many)
+LITTLE = pytest.param(FEW, id="few", marks=pytest.mark.essential)
+
+
+@pytest.mark.parametrize("sessions", [MUCH, LITTLE])
+def test_every_owner_is_right(workload: Callable[[Stage], None], family: int, sessions: int) -> None:
+    """Every end is its owner's, by PID, thread and user."""
+    check(workload, family, None, sessions)
+
+
+@pytest.mark.parametrize("accept", ACCEPTS)
+def test_no_owner_is_wrong(workload: Callable[[Stage], None], family: int, accept: str) -> None:
+    """However accept is seen; without accept's return a server's end is nobody's at worst."""
+    check(workload, family, accept, FEW)
+
+
+def check(workload: Callable[[Stage], None], family: int, accept: str | None, sessions: int) -> None:
+    trace = traced(accept, sessions)
     which = workload.__name__, family
     truth, rows = trace.truth[which], trace.life[which]
-    assert len(truth) >= FEWER * (1 if workload is refused else 2)
+    assert len(truth) >= sessions * (1 if workload is refused else 2)
     for ports, owner in truth.items():
         seen = rows[ports]
         if seen.pid or owner.acted or accept not in MISSES_ACCEPTS:
@@ -183,14 +203,17 @@ def test_every_owner_is_right(workload: Callable[[Stage], None], family: int, ac
     assert score.unknown <= (unacted if accept in MISSES_ACCEPTS else 0)
 
 
-def test_state_changes_have_the_same_owners(workload: Callable[[Stage], None], family: int) -> None:
+@pytest.mark.parametrize("sessions", [MUCH, LITTLE])
+def test_state_changes_have_the_same_owners(
+    workload: Callable[[Stage], None], family: int, sessions: int
+) -> None:
     """At CLOSE they are those of the session."""
-    trace = traced(None)
+    trace = traced(None, sessions)
     which = workload.__name__, family
     assert trace.states[which] == trace.life[which]
 
 
 def test_a_pool_is_many() -> None:
     """More than one of its processes accepted."""
-    truth = traced(None).truth[pool.__name__, socket.AF_INET]
+    truth = traced(None, FEW).truth[pool.__name__, socket.AF_INET]
     assert len({owner.pid for owner in truth.values()}) > 2

@@ -13,8 +13,12 @@ from collections import defaultdict
 from collections.abc import Iterator
 from contextlib import contextmanager
 
+import pytest
+
 import tcpobs
 from live.tcp import DEADLINE, ENDS, LOOPBACK, connect, gather
+
+pytestmark = [pytest.mark.essential, pytest.mark.subject("side by side with libbpf-tools")]
 
 
 @contextmanager

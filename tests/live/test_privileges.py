@@ -28,6 +28,8 @@ from live.tcp import (
 )
 from tcpobs.host import Way
 
+pytestmark = [pytest.mark.essential, pytest.mark.subject("least privilege, and giving it up")]
+
 NOBODY = 65534
 PYTHON = "/usr/bin/python3"
 """One that every user can run: the tests' own may be closed to others."""

@@ -31,6 +31,8 @@ if TYPE_CHECKING:
 
     Taken = tuple[Counts, dict[str, int]]
 
+pytestmark = pytest.mark.native
+
 MANY = int(os.environ.get("TCPOBS_EXPRESSIONS", "800"))
 SEED = int(os.environ.get("TCPOBS_SEED", "1"))
 BATCH, BATCHES = 31, 10
@@ -536,7 +538,7 @@ int main(void)
 """
 
 
-@pytest.mark.skipif(os.uname().machine != "x86_64", reason="written in its assembly")
+@pytest.mark.needs("x86_64")  # it is written in its assembly
 def test_what_else_is_in_a_register_is_not_seen(tmp_path: Path, kernel: KernelTypes) -> None:
     path = tmp_path / "narrow"
     subprocess.run(["gcc", "-g", "-w", "-x", "c", "-", "-o", path], input=NARROW, text=True, check=True)

@@ -38,6 +38,8 @@ from tcpobs.libbpf import LibbpfError
 if TYPE_CHECKING:
     from tcpobs.events import Options
 
+pytestmark = pytest.mark.subject("sessions that were there before, and that are open")
+
 CLOSE, FIN_WAIT2, CLOSE_WAIT = 7, 5, 8
 """include/net/tcp_states.h."""
 
@@ -127,6 +129,7 @@ def way(request: pytest.FixtureRequest) -> Options:
     return options
 
 
+@pytest.mark.essential
 def test_a_walk_that_the_kernel_refuses() -> None:
     """Its cause is named where it is forced; else the next way is taken."""
     for storage in WALK_LIMIT:
@@ -151,6 +154,7 @@ def test_without_map_iterators(monkeypatch: pytest.MonkeyPatch) -> None:
     assert [s.ending.name for s in of(held_keys, seen)] == ["open", "open"]
 
 
+@pytest.mark.essential
 @pytest.mark.parametrize("storage", WALKED)
 def test_none_is_missed_and_none_comes_twice(storage: str, many: int) -> None:
     """Some of many old sessions end while it traces, others stay; meanwhile others come and go."""
@@ -318,6 +322,7 @@ def test_the_end_of_the_trace_is_told_once() -> None:
         assert seen + 1000 == 1
 
 
+@pytest.mark.essential
 def test_in_another_network_namespace(family: int) -> None:
     with Wire() as wire:
         pair = wire.connect(family)

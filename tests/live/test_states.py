@@ -37,6 +37,8 @@ from tcpobs import StateChange
 if TYPE_CHECKING:
     from tcpobs.events import Options
 
+pytestmark = pytest.mark.subject("`states`")
+
 CLIENT_OPENS = ["CLOSE>SYN_SENT", "SYN_SENT>ESTABLISHED"]
 SERVER_OPENS = ["LISTEN>SYN_RECV", "SYN_RECV>ESTABLISHED"]
 CLOSES_FIRST = ["ESTABLISHED>FIN_WAIT1", "FIN_WAIT1>FIN_WAIT2", "FIN_WAIT2>CLOSE"]
@@ -84,6 +86,7 @@ PATHS: dict[Callable[[Pair], None], tuple[list[str], list[str]]] = {
 """How the client's and the server's end close, by who ends the session."""
 
 
+@pytest.mark.essential
 def test_both_ends_of_a_session(family: int, way: Options) -> None:
     with tcpobs.states(**way) as events:
         all_ports = []
@@ -249,6 +252,7 @@ def test_perf_buffers_give_events_in_order() -> None:
     assert times == sorted(times)
 
 
+@pytest.mark.essential
 @pytest.mark.parametrize("storage", TP_BTF_STORAGES)
 def test_what_the_kernel_skips_the_second_program_sees(
     storage: str, family: int, monkeypatch: pytest.MonkeyPatch
@@ -266,6 +270,7 @@ def test_what_the_kernel_skips_the_second_program_sees(
     assert all(event.span_ns for event in ends["client"][1:])
 
 
+@pytest.mark.essential
 @pytest.mark.parametrize("storage", TP_BTF_STORAGES)
 def test_nobody_is_known_to_have_closed_what_was_closed_unseen(
     storage: str, family: int, monkeypatch: pytest.MonkeyPatch

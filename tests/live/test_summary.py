@@ -40,6 +40,8 @@ if TYPE_CHECKING:
 
     from tcpobs.events import Options
 
+pytestmark = pytest.mark.subject("`--summary`")
+
 TCPOBS = [sys.executable, "-m", "tcpobs"]
 
 

@@ -4,8 +4,12 @@ from __future__ import annotations
 
 import os
 
+import pytest
+
 from live.unseen import TRACING
 from tcpobs.tools.argdist import tracepoints
+
+pytestmark = [pytest.mark.essential, pytest.mark.subject("argdist: every tracepoint's format")]
 
 
 def test_every_format_is_understood() -> None:

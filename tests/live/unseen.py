@@ -11,7 +11,7 @@ from __future__ import annotations
 import os
 import re
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Container, Iterator
 from contextlib import contextmanager
 
 from live.workloads import Ports
@@ -22,24 +22,30 @@ ATTEMPTS = 3
 """How often a test is made at most, when each time the kernel kept something from BPF."""
 
 _CHANGE = re.compile(r"-(\d+) +\[\d+\] .* inet_sock_set_state: .* sport=(\d+) dport=(\d+) ")
+_HERE = "tcpobs: from here on"
 
 
 class Changes:
     """What ftrace sees, in an instance of its own."""
 
     def __init__(self, instance: str) -> None:
-        self._trace = f"{instance}/trace"
+        self._instance = instance
 
     def forget(self) -> None:
-        """Forgets what it saw so far."""
-        open(self._trace, "w").close()
+        """Leaves out, from now on, what it has seen so far."""
+        with open(f"{self._instance}/trace_marker", "w") as file:
+            file.write(_HERE)
 
-    def by_pid_1(self) -> set[Ports]:
-        """The sockets that a thread of PID 1 changed since then, among the last few thousand changes."""
+    def by_pid_1(self, ports: Container[int]) -> set[Ports]:
+        """The sockets with one of these ports that a thread of PID 1 changed since then.
+
+        Of the last few thousand changes on each CPU.
+        """
         threads = set(os.listdir("/proc/1/task"))
-        with open(self._trace, errors="replace") as file:  # the tasks may have any name
-            changes = _CHANGE.findall(file.read())
-        return {(int(lport), int(rport)) for tid, lport, rport in changes if tid in threads}
+        with open(f"{self._instance}/trace", errors="replace") as file:  # the tasks may have any name
+            _, _, recent = file.read().rpartition(_HERE)
+        found = (map(int, match) for match in _CHANGE.findall(recent) if match[0] in threads)
+        return {(lport, rport) for _, lport, rport in found if lport in ports or rport in ports}
 
 
 @contextmanager

@@ -9,7 +9,6 @@ usage: python -m vm.machine NAME COMMAND   (`make vm KERNEL=NAME CMD=COMMAND`)
 from __future__ import annotations
 
 import os
-import shlex
 import shutil
 import signal
 import subprocess
@@ -17,10 +16,12 @@ import sys
 import threading
 import time
 from pathlib import Path
+from shlex import quote
 from tempfile import TemporaryDirectory
 from typing import NamedTuple
 
 from vm import kernels
+from vm.compiler import CLANG, Compiler
 from vm.kernels import Kernel
 from vm.packages import BUILD, ROOT, PackageError
 from vm.roots import RootError, arm64_root
@@ -101,10 +102,13 @@ def _run(kernel: Kernel, command: str, root: Path, seconds: float, echo: bool) -
     with TemporaryDirectory(prefix=f"{kernel.name}-", dir=jobs) as temporary:
         job = Path(temporary)
         (job / "command").write_text(command + "\n")
-        (job / "run").write_text(_RUN.format(job=shlex.quote(str(job)), folder=shlex.quote(str(ROOT))))
+        (job / "run").write_text(
+            _RUN.format(job=quote(str(job)), folder=quote(str(ROOT)), clang=quote(str(CLANG)))
+        )
         for name in ("out", "err", "status", "begun", "console"):
             (job / name).touch()
         share = _share(root, job)
+        compiler = Compiler(job / "compiler")
         try:
             machine = subprocess.Popen(
                 [*DIE_WITH_US, *_qemu(kernel, job, root)],
@@ -119,6 +123,7 @@ def _run(kernel: Kernel, command: str, root: Path, seconds: float, echo: bool) -
                 machine.kill()
                 said = machine.communicate()[1].decode(errors="replace")
         finally:
+            compiler.close()
             share.kill()
             share.wait()
         status = (job / "status").read_text().strip()
@@ -134,6 +139,7 @@ def _run(kernel: Kernel, command: str, root: Path, seconds: float, echo: bool) -
 # The names of the devices differ; the number after the p is that of the port in _qemu.
 _RUN = """\
 export PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin HOME=/root TERM=dumb LANG=C.UTF-8
+export TCPOBS_CLANG={clang}
 out=$(echo /dev/vport*p1) err=$(echo /dev/vport*p2) status=$(echo /dev/vport*p3) begun=$(echo /dev/vport*p4)
 cd {folder}
 echo yes >"$begun"
@@ -198,6 +204,8 @@ def _qemu(kernel: Kernel, job: Path, root: Path) -> list[str]:
     for number, name in enumerate(("out", "err", "status", "begun"), 1):
         ports += ["-chardev", f"file,id={name},path={job}/{name}"]
         ports += ["-device", f"virtserialport,chardev={name},nr={number},name={name}"]
+    ports += ["-chardev", f"socket,id=compiler,path={job}/compiler"]
+    ports += ["-device", "virtserialport,chardev=compiler,nr=5,name=compiler"]
     return [
         *machine,
         f"{console} {BOOT} vm.job={job} vm.modules={kernel.modules}",

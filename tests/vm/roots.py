@@ -8,11 +8,8 @@ live tests need, is made here.
 from __future__ import annotations
 
 import hashlib
-import os
-import re
 import shutil
 import subprocess
-import sys
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
@@ -52,8 +49,7 @@ def arm64_root() -> Path:
 
     Raises RootError when it cannot be made; then nothing is left of it.
     """
-    zig = _pinned("ziglang")
-    key = hashlib.sha256(Path(__file__).read_bytes() + zig.encode()).hexdigest()[:12]
+    key = hashlib.sha256(Path(__file__).read_bytes()).hexdigest()[:12]
     root = BUILD / "roots" / f"arm64-{key}"
     if not root.exists():
         root.parent.mkdir(parents=True, exist_ok=True)
@@ -61,7 +57,7 @@ def arm64_root() -> Path:
             unfinished = Path(temporary) / "root"
             _unpack(_download("arm64", Path(temporary) / "packages"), unfinished)
             _configure(unfinished)
-            _add_wheels(unfinished, [f"ziglang=={zig}"])
+            _make_environment(unfinished)
             unfinished.rename(root)
     return root
 
@@ -95,25 +91,11 @@ def _configure(root: Path) -> None:
         tool.with_name(tool.name.removesuffix("-libbpf")).symlink_to(tool.name)
 
 
-def _add_wheels(root: Path, requirements: list[str]) -> None:
-    """Makes the virtual environment, with these wheels from PyPI in it."""
-    version = os.readlink(root / "usr/bin/python3").removeprefix("python")
+def _make_environment(root: Path) -> None:
     environment = root / ENVIRONMENT
     (environment / "bin").mkdir(parents=True)
     (environment / "bin/python3").symlink_to("/usr/bin/python3")
     (environment / "pyvenv.cfg").write_text("home = /usr/bin\ninclude-system-site-packages = true\n")
-    command = [sys.executable, "-m", "pip", "install", "--quiet", "--no-deps", "--only-binary=:all:"]
-    command += ["--platform=manylinux2014_aarch64", f"--python-version={version}", "--no-compile"]
-    target = environment / f"lib/python{version}/site-packages"
-    _output([*command, f"--target={target}", *requirements])
-
-
-def _pinned(name: str) -> str:
-    """The version of a package that pyproject.toml asks for."""
-    found = re.search(rf'"{name}==(.+?)"', (ROOT / "pyproject.toml").read_text())
-    if not found:
-        raise RootError(f"pyproject.toml pins no {name}")
-    return found[1]
 
 
 def _output(command: list[str]) -> str:
