@@ -1,6 +1,7 @@
 # tcpobs: `make help` lists what can be made.
 
 PYTHON3 ?= python3
+OLD_KERNEL := 5.10
 VENV := .venv
 PYTHON := $(VENV)/bin/python
 MACHINE := $(shell uname -m)
@@ -11,7 +12,7 @@ HERE := $(firstword $(filter $(MACHINE)-linux-gnu%,$(TARGETS)))
 PACKAGE := python/tcpobs
 OBJECTS := $(PACKAGE)/_objects
 
-.PHONY: help build wheel demo check test test-vm vm bench vmlinux clean
+.PHONY: help build wheel demo check test test-all test-release test-vm check-kernels vm bench vmlinux clean
 .DELETE_ON_ERROR:
 .SECONDARY:
 # apt and pip take one at a time; what can be parallel is, in packaging/libbpf/Makefile.
@@ -19,7 +20,7 @@ OBJECTS := $(PACKAGE)/_objects
 
 help: ## this list
 	@sed -n 's/^\([a-z-]*\):.*## /\1	/p' $(MAKEFILE_LIST) | while IFS='	' read -r name does; do \
-		printf '  make %-9s %s\n' "$$name" "$$does"; done
+		printf '  make %-13s %s\n' "$$name" "$$does"; done
 
 # ---- what the machine needs
 
@@ -135,12 +136,27 @@ check: $(VENV)/dev.stamp $(VENV)/bin/tcpobs ## ruff, mypy, clang-format
 	@$(VENV)/bin/mypy
 	@$(VENV)/bin/clang-format --dry-run --Werror bpf/*.[ch] bench/*.c tests/*/*.c tests/live/argdist/*.c
 
-test: $(VENV)/dev.stamp $(VENV)/bin/tcpobs wheel check build/debian-podman.stamp ## everything is checked and tested, here and on other kernels
-	@$(VENV)/bin/pytest
-	@$(MAKE) --no-print-directory test-vm
+PYTEST := $(VENV)/bin/pytest --quiet
+# Tests that trace run one at a time, for each sees what the others do; the rest runs on all CPUs.
+ALONE := tests/live tests/podman
+TOGETHER := --numprocesses=auto --dist=loadscope tests/unit tests/wheel
+
+test: $(VENV)/dev.stamp build/installed.stamp check build/debian-vm.stamp ## checks and tests all of tcpobs: here, and on one old kernel in a VM
+	@$(PYTEST) $(TOGETHER) -m 'not release'
+	@$(PYTEST) $(ALONE) -m 'not release'
+	@PYTHONPATH=tests $(PYTHON) -m vm.matrix $(OLD_KERNEL)
+
+test-all: wheel test-release test-vm ## what `make test` leaves out: the four wheels, a container, all kernels, BCC
+
+test-release: $(VENV)/dev.stamp $(VENV)/bin/tcpobs wheel build/debian-podman.stamp
+	@$(PYTEST) $(TOGETHER) -m release
+	@$(PYTEST) $(ALONE) -m release
 
 test-vm: $(VENV)/dev.stamp $(VENV)/bin/tcpobs wheel build/debian-vm.stamp ## the live tests on other kernels, in VMs [KERNEL=6.1]
 	@PYTHONPATH=tests $(PYTHON) -m vm.matrix $(KERNEL)
+
+check-kernels: $(VENV)/build.stamp ## whether docs/kernels.md is about this code
+	@PYTHONPATH=tests $(PYTHON) -m vm.tested
 
 vm: $(VENV)/dev.stamp $(VENV)/bin/tcpobs build/debian-vm.stamp ## a command on another kernel: KERNEL=6.1 CMD='...'
 	@PYTHONPATH=tests $(PYTHON) -m vm.machine "$(KERNEL)" '$(subst ','\'',$(CMD))'

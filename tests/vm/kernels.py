@@ -6,6 +6,7 @@ import os
 import re
 import struct
 import subprocess
+from collections.abc import Sequence
 from io import BytesIO
 from pathlib import Path
 from typing import NamedTuple
@@ -24,6 +25,7 @@ class Line(NamedTuple):
     suite: str
     architecture: str
     version: str
+    tests: Sequence[str]
 
 
 class Kernel(NamedTuple):
@@ -70,7 +72,11 @@ class Kernel(NamedTuple):
 def lines() -> list[Line]:
     """The list, as it is written."""
     with open(LIST) as file:
-        return [Line(*line.split()) for line in file if line.split() and not line.startswith("#")]
+        fields = [line.split() for line in file if line.split() and not line.startswith("#")]
+    return [
+        Line(name, suite, architecture, version, tests.split(","))
+        for name, suite, architecture, version, tests in fields
+    ]
 
 
 def find(line: Line) -> Kernel | None:

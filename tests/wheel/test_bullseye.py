@@ -21,6 +21,8 @@ if TYPE_CHECKING:
 
     from wheel.conftest import Wheel
 
+pytestmark = pytest.mark.release
+
 MACHINE = os.uname().machine
 SECONDS = 30.0
 """The longest wait for anything."""

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import os
 import re
 import subprocess
 import sys
 from email.parser import BytesParser
 from io import BytesIO
+from itertools import product
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -49,7 +51,16 @@ LICENCES = {
 }
 
 
-@pytest.fixture(params=[(platform, machine) for platform in PLATFORMS for machine in MACHINES], ids="-".join)
+HERE = ("manylinux", os.uname().machine)
+"""What `make test` builds; the others are there for `make test-all`."""
+
+
+@pytest.fixture(
+    params=[
+        pytest.param(which, id="-".join(which), marks=[pytest.mark.release] * (which != HERE))
+        for which in product(PLATFORMS, MACHINES)
+    ]
+)
 def wheel(request: pytest.FixtureRequest, wheels: Mapping[tuple[str, str], Wheel]) -> Wheel:
     """Each of the four."""
     platform, machine = request.param

@@ -12,6 +12,7 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import pytest
 from elftools.elf.elffile import ELFFile
 from elftools.elf.segments import InterpSegment
 
@@ -19,6 +20,8 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
 
     from wheel.conftest import Wheel
+
+pytestmark = pytest.mark.release
 
 MACHINE = os.uname().machine
 LOADER = f"/lib/ld-musl-{MACHINE}.so.1"

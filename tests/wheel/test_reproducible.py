@@ -15,6 +15,8 @@ if TYPE_CHECKING:
 
     from wheel.conftest import Wheel
 
+pytestmark = pytest.mark.release
+
 MACHINE = os.uname().machine
 TARGETS = {"manylinux": "{}-linux-gnu.2.17", "musllinux": "{}-linux-musl"}
 
