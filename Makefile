@@ -137,20 +137,20 @@ check: $(VENV)/dev.stamp $(VENV)/bin/tcpobs ## ruff, mypy, clang-format
 	@$(VENV)/bin/clang-format --dry-run --Werror bpf/*.[ch] bench/*.c tests/*/*.c tests/live/argdist/*.c
 
 PYTEST := $(VENV)/bin/pytest --quiet
-# Tests that trace run one at a time, for each sees what the others do; the rest runs on all CPUs.
-ALONE := tests/live tests/podman
-TOGETHER := --numprocesses=auto --dist=loadscope tests/unit tests/wheel
+# On all CPUs; but for the tests that trace TCP: each would see what the others do.
+PARALLEL := $(PYTEST) --numprocesses=auto --dist=loadscope
 
 test: $(VENV)/dev.stamp build/installed.stamp check build/debian-vm.stamp ## checks and tests all of tcpobs: here, and on one old kernel in a VM
-	@$(PYTEST) $(TOGETHER) -m 'not release'
-	@$(PYTEST) $(ALONE) -m 'not release'
+	@$(PARALLEL) tests/unit tests/wheel -m 'not release'
+	@$(PYTEST) --numprocesses=4 tests/live -m native
+	@$(PYTEST) tests/live -m 'not native'
 	@PYTHONPATH=tests $(PYTHON) -m vm.matrix $(OLD_KERNEL)
 
 test-all: wheel test-release test-vm ## what `make test` leaves out: the four wheels, a container, all kernels, BCC
 
 test-release: $(VENV)/dev.stamp $(VENV)/bin/tcpobs wheel build/debian-podman.stamp
-	@$(PYTEST) $(TOGETHER) -m release
-	@$(PYTEST) $(ALONE) -m release
+	@$(PARALLEL) tests/wheel -m release
+	@$(PYTEST) tests/podman
 
 test-vm: $(VENV)/dev.stamp $(VENV)/bin/tcpobs wheel build/debian-vm.stamp ## the live tests on other kernels, in VMs [KERNEL=6.1]
 	@PYTHONPATH=tests $(PYTHON) -m vm.matrix $(KERNEL)

@@ -264,7 +264,7 @@ class Events(Resource, Generic[R]):
             if time.monotonic() >= self._look:
                 self._look += self._every
                 yield from self._open_sessions()
-            if not self._transport.more:
+            if not self._transport.more and not self._stopped:
                 self._wait()
         still_open = list(self._open_sessions()) if self._still_open else []
         self._object.detach()

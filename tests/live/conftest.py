@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import os
 import socket
 import subprocess
@@ -66,14 +67,22 @@ def limits(record_testsuite_property: Callable[[str, object], None], request: py
 
 
 @pytest.fixture(scope="session", autouse=True)
-def tracefs() -> Iterator[None]:
-    """Classic tracepoints need tracefs: mounted for the tests if nobody has."""
-    mounted = os.path.exists(f"{TRACING}/events")
-    if not mounted:
+def impatient() -> Iterator[None]:
+    """Traces in this process look at their buffers more often: tests would wait for them most of the time."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("tcpobs.events.POLL_SECONDS", 0.005)
+        yield
+
+
+@pytest.fixture(scope="session", autouse=True)
+def tracefs() -> None:
+    """Classic tracepoints need tracefs: where nobody has mounted it, it is mounted for this process alone."""
+    if not os.path.exists(f"{TRACING}/events"):
+        new_mounts = 0x00020000  # CLONE_NEWNS of linux/sched.h
+        if ctypes.CDLL(None, use_errno=True).unshare(new_mounts):
+            raise OSError(ctypes.get_errno(), "unshare")
+        subprocess.run(["mount", "--make-rprivate", "/"], check=True)
         subprocess.run(["mount", "-t", "tracefs", "tracefs", TRACING], check=True)
-    yield
-    if not mounted:
-        subprocess.run(["umount", TRACING], check=True)
 
 
 @pytest.fixture(scope="session", autouse=True)

@@ -189,17 +189,18 @@ def wait_state(end: socket.socket, state: int) -> None:
     wait(lambda: end.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, 1)[0] == state)
 
 
-def wait_over(port: int) -> None:
-    """Waits until no socket with this port is left: what a softirq had still to do is done (proc_net(5))."""
-    wait(lambda: not any(_sockets(port)))
+def wait_over(*ports: int) -> None:
+    """Waits until no socket with these ports is left: a softirq may still be at it (proc_net(5))."""
+    wanted = {f"{port:04X}" for port in ports}
+    wait(lambda: not any(_sockets(wanted)))
 
 
-def _sockets(port: int) -> Iterator[str]:
+def _sockets(ports: set[str]) -> Iterator[str]:
     for table in ("/proc/net/tcp", "/proc/net/tcp6"):
         with open(table) as file:
             for line in list(file)[1:]:
                 _, local, remote, state, *_ = line.split()
-                if state != "06" and f"{port:04X}" in (local[-4:], remote[-4:]):  # 06: TIME_WAIT
+                if state != "06" and ports & {local[-4:], remote[-4:]}:  # 06: TIME_WAIT
                     yield line
 
 

@@ -17,7 +17,18 @@ from contextlib import contextmanager
 
 import pytest
 
-from live.tcp import ALL_WAYS, DEADLINE, connect, is_loaded, is_tracing, limit, programs_of, wait, wait_over
+from live.tcp import (
+    ALL_WAYS,
+    DEADLINE,
+    client_first,
+    connect,
+    is_loaded,
+    is_tracing,
+    limit,
+    programs_of,
+    wait,
+    wait_over,
+)
 
 pytestmark = pytest.mark.subject("the command: output, ends, errors")
 
@@ -237,8 +248,11 @@ def test_losses_are_told(library: str, transport: str, monkeypatch: pytest.Monke
     monkeypatch.setenv("TCPOBS_LIBBPF", library)
     with running("states", "-s", "--buffer-size", "64K", "--transport", transport) as (command, _):
         os.kill(command.pid, signal.SIGSTOP)
-        for _ in range(300):
-            end_pair()
+        pairs = [connect(socket.AF_INET) for _ in range(300)]
+        ports = [pair.ports[1] for pair in pairs]
+        for pair in pairs:
+            client_first(pair)
+        wait_over(*ports)
         os.kill(command.pid, signal.SIGCONT)
         out, err = finish(command)
     told = re.findall(r"tcpobs: lost so far: (\d+): the buffer was full \(raise --buffer-size\)", err)

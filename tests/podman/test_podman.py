@@ -24,8 +24,6 @@ import tcpobs
 from live.tcp import DEADLINE, wait
 from tcpobs.cgroups import Cgroup, Cgroups, Container, container
 
-pytestmark = pytest.mark.release
-
 POD = "0b8c6a54-2f5d-4f0e-9a37-6d1c5c1be1a9"
 PARENTS = {"/libpod_parent": None, f"/kubepods/burstable/pod{POD}": POD}
 """--cgroup-parent, first podman's own for this driver; the pod that it is."""
