@@ -40,9 +40,6 @@ class OpenSessions(Resource):
     def _walk(self) -> Iterator[bytes]:
         raise NotImplementedError
 
-    def close(self) -> None:
-        """Ends it."""
-
 
 class StorageWalk(OpenSessions):
     """The kernel walks through sk_storage, by `iter/bpf_sk_storage_map`."""
@@ -72,8 +69,16 @@ class StorageWalk(OpenSessions):
 class HashWalk(OpenSessions):
     """This process walks through the hash by lookups, and runs the program for each socket that it finds."""
 
+    def __init__(self, object: Object, describe: str, storage: str) -> None:
+        super().__init__(object, describe, storage)
+        self._described = object.variables.mapped("open_session")
+
     def _walk(self) -> Iterator[bytes]:
         sockets = (int.from_bytes(key, sys.byteorder) for key, _ in self._storage.items())
-        found = (self._variables.read("open_session") for socket in sockets if self._program.run(socket))
+        found = (self._described.read() for socket in sockets if self._program.run(socket))
         while piece := b"".join(islice(found, BATCH)):
             yield piece
+
+    def close(self) -> None:
+        """Unmaps what the program writes to."""
+        self._described.close()

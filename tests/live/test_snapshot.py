@@ -183,6 +183,25 @@ def test_none_is_missed_and_none_comes_twice(storage: str, many: int) -> None:
                 end.close()
 
 
+@pytest.mark.parametrize("storage", WALKED)
+def test_every_listing_has_each_once(storage: str, many: int) -> None:
+    """Whatever comes and goes meanwhile."""
+    with process(churn):
+        pairs = open_many(many)
+        wanted = set(keys(pairs))
+        listed: Counter[Key] = Counter()
+        with tcpobs.sessions(storage=storage, existing=True, every=0.1) as events:
+            for batch in events.batches():
+                listed.update(key(session) for session in batch if key(session) in wanted)
+                if max(listed.values(), default=0) == 3:
+                    events.stop()  # this listing still comes to its end
+            assert not events.losses.sockets_full
+        assert [each for each in wanted if listed[each] != 3] == []
+        for pair in pairs:
+            for end in pair:
+                end.close()
+
+
 def opened(family: int = socket.AF_INET) -> tuple[Pair, list[Key]]:
     """A session, and how its ends are known when it is closed, too."""
     pair = connect(family)

@@ -121,6 +121,7 @@ def _tested(
             print(f"{about}: {outcome.absent}", flush=True)
             return outcome
         outcome.release, outcome.package = kernel.release, kernel.package
+        print(f"{about}: running in a VM, which takes minutes", flush=True)
         pytest = PYTEST.format(tests=TESTS[outcome.tests])
         command = f"{before}\n{pytest}\nstatus=$?; cat /tmp/junit.xml; exit $status"
         done = machine.run(kernel, command, root, seconds=SECONDS)

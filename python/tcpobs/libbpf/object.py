@@ -35,6 +35,26 @@ class OpenOptions(ctypes.Structure):
     ]
 
 
+class MappedVariable(Resource):
+    """A variable in memory that is shared with the programs: to read it takes no system call.
+
+    Nor does it take a capability to map it, as it may to look it up.
+    """
+
+    def __init__(self, map: Map, offset: int, size: int) -> None:
+        """`offset` and `size` are in bytes."""
+        self._memory = mmap.mmap(map.fd, offset + size, prot=mmap.PROT_READ)
+        self._offset = offset
+
+    def read(self) -> bytes:
+        """Its bytes now."""
+        return self._memory[self._offset :]
+
+    def close(self) -> None:
+        """Unmaps it."""
+        self._memory.close()
+
+
 class Variables:
     """The global variables of an object by name: `.rodata`, `.data`, `.bss` and their like.
 
@@ -63,9 +83,13 @@ class Variables:
         map, offset, type = self._place(name)
         if not self._object.loaded:
             return ctypes.string_at(map.memory + offset, type.size)
-        # Mapping the map's memory takes no capability, as looking it up may.
-        with mmap.mmap(map.fd, offset + type.size, prot=mmap.PROT_READ) as values:
-            return values[offset : offset + type.size]
+        with self.mapped(name) as mapped:
+            return mapped.read()
+
+    def mapped(self, name: str) -> MappedVariable:
+        """A variable of the loaded object, to be read often."""
+        map, offset, type = self._place(name)
+        return MappedVariable(map, offset, type.size)
 
     def __setitem__(self, name: str, value: Value) -> None:
         map, offset, type = self._place(name)
