@@ -228,11 +228,12 @@ SEC("iter/bpf_sk_storage_map")
 int open_sk_storage(struct bpf_iter__bpf_sk_storage_map *ctx)
 {
 	struct socket_state *state = ctx->value;
+	struct bpf_iter_meta *meta = ctx->meta;
 	struct session event = {};
 	struct sock *sk = ctx->sk;
 
 	if (sk && state && describe_open(&event, sk, state) &&
-		!bpf_seq_write(ctx->meta->seq, &event, sizeof(event)))
+		!bpf_seq_write(meta->seq, &event, sizeof(event)))
 		state->listed = listing;
 	return 0;
 }

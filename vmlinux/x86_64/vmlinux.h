@@ -1,4 +1,4 @@
-/* Made by `make vmlinux` from Debian's linux-bpf-dev_6.12.107-1_amd64: the types that bpf/ reaches. Do not edit. */
+/* Made by `make vmlinux` from Debian's linux-bpf-dev_6.12.117-1_amd64: the types that bpf/ reaches. Do not edit. */
 #ifndef __VMLINUX_H__
 #define __VMLINUX_H__
 
@@ -25,6 +25,7 @@ struct inet_timewait_death_row;
 struct ip_mc_socklist;
 struct ip_options;
 struct ip_options_rcu;
+struct ipv6_fl_socklist;
 struct ipv6_pinfo;
 struct list_head;
 struct mem_cgroup;
@@ -660,7 +661,10 @@ struct sock {
 	u32 sk_dst_pending_confirm;
 	u32 sk_pacing_status;
 	struct page_frag sk_frag;
-	struct timer_list sk_timer;
+	union {
+		struct timer_list sk_timer;
+		struct timer_list mptcp_retransmit_timer;
+	};
 	long unsigned int sk_pacing_rate;
 	atomic_t sk_zckey;
 	atomic_t sk_tskey;
@@ -719,21 +723,6 @@ struct sock {
 	struct callback_head sk_rcu;
 	netns_tracker ns_tracker;
 	struct xarray sk_user_frags;
-};
-
-struct bpf_iter__bpf_map_elem {
-	union {
-		struct bpf_iter_meta *meta;
-	};
-	union {
-		struct bpf_map *map;
-	};
-	union {
-		void *key;
-	};
-	union {
-		void *value;
-	};
 };
 
 struct bpf_iter__bpf_sk_storage_map {
@@ -870,6 +859,7 @@ struct inet_cork_full {
 struct inet_sock {
 	struct sock sk;
 	struct ipv6_pinfo *pinet6;
+	struct ipv6_fl_socklist *ipv6_fl_list;
 	long unsigned int inet_flags;
 	__be32 inet_saddr;
 	__s16 uc_ttl;
@@ -909,6 +899,10 @@ struct inet_connection_sock {
 	long unsigned int icsk_timeout;
 	struct timer_list icsk_retransmit_timer;
 	struct timer_list icsk_delack_timer;
+	union {
+		struct timer_list icsk_keepalive_timer;
+		struct timer_list mptcp_tout_timer;
+	};
 	__u32 icsk_rto;
 	__u32 icsk_rto_min;
 	__u32 icsk_delack_max;
@@ -1049,12 +1043,6 @@ struct tcp_sock {
 	u32 snd_ssthresh;
 	u8 recvmsg_inq: 1;
 	__u8 __cacheline_group_end__tcp_sock_read_rx[0];
-	long: 64;
-	long: 64;
-	long: 64;
-	long: 64;
-	long: 64;
-	long: 64;
 	long: 64;
 	__u8 __cacheline_group_begin__tcp_sock_write_tx[0];
 	u32 segs_out;
