@@ -17,6 +17,7 @@ import pytest
 import tcpobs
 from live.tcp import (
     DEADLINE,
+    WALK_LIMIT,
     WAYS,
     connect,
     is_loaded,
@@ -171,6 +172,18 @@ def test_least_privilege_of_states(package: str) -> None:
     way = WAYS[0]
     with running(as_nobody(package, needed(way), *arguments_of("states", way))) as process:
         assert end_and_read(process).count("\n") == 12
+
+
+def test_least_privilege_of_open_sessions(package: str) -> None:
+    """They take no more: CAP_BPF is kept for the walk."""
+    way = next(way for way in WAYS if way.storage not in WALK_LIMIT)
+    pair = connect(socket.AF_INET6)
+    flags = ["--existing", "--open", "--duration", "0.1"]
+    command = as_nobody(package, needed(way), *arguments_of("life", way), *flags)
+    done = subprocess.run(command, capture_output=True, text=True, timeout=DEADLINE)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert [f",{port}," in done.stdout for port in pair.ports] == [True, True]
+    server_first(pair)
 
 
 @pytest.mark.parametrize("tool", ["states", "life"])
