@@ -562,6 +562,7 @@ def test_no_way_any_more(family: int) -> None:
     see(end, family, networks=WIRED)
 
 
+@pytest.mark.ways
 def test_each_way_to_trace(way: Options) -> None:
     for end in OVER_LOOPBACK.values():
         see(end, socket.AF_INET6, **way)

@@ -180,6 +180,7 @@ def test_every_owner_is_right(workload: Callable[[Stage], None], family: int, se
     check(workload, family, None, sessions)
 
 
+@pytest.mark.ways
 @pytest.mark.parametrize("accept", ACCEPTS)
 def test_no_owner_is_wrong(workload: Callable[[Stage], None], family: int, accept: str) -> None:
     """However accept is seen; without accept's return a server's end is nobody's at worst."""

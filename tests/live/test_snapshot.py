@@ -214,6 +214,7 @@ def of(wanted: list[Key], seen: list[Session]) -> list[Session]:
     return sorted(found, key=lambda session: wanted.index(key(session)))
 
 
+@pytest.mark.ways
 def test_how_they_are_told(family: int, way: Options) -> None:
     """One that ends counts from the trace's start, and which side began it is not known."""
     (old, old_keys), (held, held_keys) = opened(family), opened(family)

@@ -127,6 +127,7 @@ def comm() -> str:
         return file.read().rstrip("\n")
 
 
+@pytest.mark.ways
 def test_spans_are_the_time_in_the_old_state(way: Options) -> None:
     with tcpobs.states(**way) as events:
         before = time.monotonic_ns()
@@ -142,6 +143,7 @@ def test_spans_are_the_time_in_the_old_state(way: Options) -> None:
             assert before < earlier.time_ns <= later.time_ns < after
 
 
+@pytest.mark.ways
 def test_refused(way: Options) -> None:
     port = new_port()
     with tcpobs.states(remote_ports=[port], **way) as events:

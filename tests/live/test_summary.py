@@ -82,6 +82,7 @@ def listed(events: tcpobs.Events[Session], port: int, count: int) -> list[Sessio
     return found(gather(events, lambda seen: len(found(seen)) >= count))
 
 
+@pytest.mark.ways
 def test_sums_are_those_of_the_list(way: Options, family: int) -> None:
     """Sessions, failures, bytes and percentiles, of each end."""
     with tcpobs.sessions(**way) as events, tcpobs.summary(by=["role", "port"], **way) as trace:
@@ -167,6 +168,7 @@ def test_refused(family: int) -> None:
     assert (str(group.raddr), group.tx_bytes, group.rx_bytes, group.rtt_ms(50)) == (address, 0, 0, None)
 
 
+@pytest.mark.ways
 def test_more_groups_than_room_are_lost_and_told(way: Options) -> None:
     with tcpobs.summary(by=["port"], max_groups=3, pid=os.getpid(), **way) as trace:
         for _ in range(5):
@@ -180,6 +182,7 @@ def test_more_groups_than_room_are_lost_and_told(way: Options) -> None:
         assert settled(trace, port, 2)
 
 
+@pytest.mark.ways
 def test_taking_loses_nothing_and_gives_nothing_twice(way: Options) -> None:
     """A process makes sessions as fast as it can while their groups are taken again and again."""
     count = 2000
