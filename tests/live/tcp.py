@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import os
 import re
+import signal
 import socket
 import struct
 import time
@@ -226,7 +227,10 @@ def gather(events: Events[R], enough: Callable[[list[R]], bool]) -> list[R]:
 
 @contextmanager
 def child(work: Callable[[], None]) -> Iterator[int]:
-    """Runs `work` in a process of its own; gives its PID, and waits for it at the end."""
+    """Runs `work` in a process of its own; gives its PID, and waits for it at the end.
+
+    When something else fails, it is killed.
+    """
     pid = os.fork()
     if not pid:
         status = 1
@@ -235,7 +239,12 @@ def child(work: Callable[[], None]) -> Iterator[int]:
             status = 0
         finally:
             os._exit(status)
-    yield pid
+    try:
+        yield pid
+    except BaseException:
+        os.kill(pid, signal.SIGKILL)
+        os.waitpid(pid, 0)
+        raise
     assert os.waitpid(pid, 0)[1] == 0
 
 

@@ -65,14 +65,13 @@ def by_socket(events: list[StateChange], port: int) -> dict[str, list[StateChang
     parts = {"SYN_SENT": "client", "SYN_RECV": "server", "LISTEN": "listener"}
     found: dict[str, list[StateChange]] = {}
     open_now: dict[int, list[StateChange]] = {}
-    for event in sorted(events, key=lambda event: event.time_ns):
+    ours = [event for event in events if port in (event.lport, event.rport)]
+    for event in sorted(ours, key=lambda event: event.time_ns):
         changes = open_now.setdefault(event.skaddr, [])
         changes.append(event)
         if event.newstate == "CLOSE":
             del open_now[event.skaddr]
-            part = parts[changes[0].newstate]
-            if port == (event.rport if part == "client" else event.lport):
-                found[part] = changes
+            found[parts[changes[0].newstate]] = changes
     return found
 
 
