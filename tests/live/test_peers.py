@@ -9,40 +9,58 @@ import os
 import shutil
 import signal
 import subprocess
+import threading
 from collections import defaultdict
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 
 import pytest
 
 import tcpobs
-from live.tcp import DEADLINE, ENDS, LOOPBACK, connect, gather
+from live.tcp import DEADLINE, ENDS, LOOPBACK, connect, gather, wait
 
 pytestmark = [pytest.mark.essential, pytest.mark.subject("side by side with libbpf-tools")]
 
 
 @contextmanager
 def peer(name: str) -> Iterator[list[list[str]]]:
-    """Runs a peer; at the end, the list holds the words of its rows."""
+    """Runs a peer; the list gets the words of each row that it prints."""
     path = shutil.which(name, path="/usr/sbin:/usr/bin")
     assert path, f"{name} is missing: install libbpf-tools"
     rows: list[list[str]] = []
+
+    def read(lines: Iterable[str]) -> None:
+        for line in lines:
+            rows.append(line.split())
+
     with subprocess.Popen(["stdbuf", "-oL", path, "-w"], stdout=subprocess.PIPE, text=True) as process:
         assert process.stdout
         process.stdout.readline()
-        yield rows
-        process.send_signal(signal.SIGINT)
-        out, _ = process.communicate(timeout=DEADLINE)
-    rows += [line.split() for line in out.splitlines()]
+        reader = threading.Thread(target=read, args=(process.stdout,))
+        reader.start()
+        try:
+            yield rows
+        finally:
+            process.send_signal(signal.SIGINT)
+            reader.join(DEADLINE)
+            process.kill()
 
 
-def make_sessions() -> list[int]:
+def of_ports(rows: list[list[str]], ports: set[int], lport: int, rport: int) -> list[list[str]]:
+    """The rows with one of these ports.
+
+    Where a row has its ports is counted from its end: there may be spaces in another process's name.
+    """
+    return [row for row in list(rows) if ports & {int(row[lport]), int(row[rport])}]
+
+
+def make_sessions() -> set[int]:
     """Sessions of both families, ended in every way; gives their server ports."""
-    ports = []
+    ports = set()
     for family in LOOPBACK:
         for end in ENDS * 3:
             pair = connect(family)
-            ports.append(pair.ports[1])
+            ports.add(pair.ports[1])
             end(pair)
     return ports
 
@@ -60,8 +78,13 @@ def agree(spans: list[tuple[float, float]]) -> bool:
 def test_states() -> None:
     with peer("tcpstates") as rows, tcpobs.states() as events:
         ports = make_sessions()
-        closes = 3 * len(ports)
-        seen = gather(events, lambda seen: len([e for e in seen if e.newstate == "CLOSE"]) >= closes)
+
+        def closed(seen: list[tcpobs.StateChange]) -> int:
+            return sum(e.newstate == "CLOSE" and not ports.isdisjoint((e.lport, e.rport)) for e in seen)
+
+        seen = gather(events, lambda seen: closed(seen) >= 3 * len(ports))
+        # What it prints no more, because it was ended, is not missed.
+        wait(lambda: len(of_ports(rows, ports, -7, -5)) >= len(ENDS) * 3 * 2 * 8)
     ours = {
         (
             f"{event.skaddr:x}",
@@ -77,8 +100,7 @@ def test_states() -> None:
         ): event.ms
         for event in seen
     }
-    theirs = [row for row in rows if {*ports} & {int(row[5]), int(row[7])}]
-    assert len(theirs) >= len(ENDS) * 3 * 2 * 8
+    theirs = of_ports(rows, ports, -7, -5)
     spans = defaultdict(list)
     for row in theirs:
         fields = (*row[:9], row[10])  # row[9] is the arrow
@@ -91,13 +113,14 @@ def test_life() -> None:
     with peer("tcplife") as rows, tcpobs.sessions() as events:
         ports = make_sessions()
         seen = gather(
-            events, lambda seen: len([s for s in seen if {*ports} & {s.lport, s.rport}]) >= 2 * len(ports)
+            events, lambda seen: len([s for s in seen if ports & {s.lport, s.rport}]) >= 2 * len(ports)
         )
+        wait(lambda: len(of_ports(rows, ports, -6, -4)) >= 2 * len(ports))
     ours = {
         (session.endpoints.laddr, str(session.lport), session.endpoints.raddr, str(session.rport)): session
         for session in seen
     }
-    theirs = [row for row in rows if {*ports} & {int(row[3]), int(row[5])}]
+    theirs = of_ports(rows, ports, -6, -4)
     assert len(theirs) == 2 * len(ports)
     spans = []
     for pid, comm, laddr, lport, raddr, rport, tx_kb, rx_kb, ms in theirs:
