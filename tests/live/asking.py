@@ -13,7 +13,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Callable, Union
 
-from live.tcp import DEADLINE, is_loaded, programs_of, wait
+from live.tcp import DEADLINE, is_loaded, programs_of, read_rest, wait
 
 ARGDIST = [os.path.join(os.path.dirname(sys.executable), "tcpobs"), "argdist"]
 SOURCES = Path(__file__).parent / "argdist"
@@ -94,7 +94,7 @@ def finish(command: subprocess.Popen[str], number: int = signal.SIGINT) -> tuple
     programs = programs_of(command.pid)
     assert programs
     command.send_signal(number)
-    out, err = command.communicate(timeout=DEADLINE)
+    out, err = read_rest(command)
     assert command.returncode == 0, err
     wait(lambda: not any(map(is_loaded, programs)))
     return out, err

@@ -8,6 +8,8 @@ import re
 import signal
 import socket
 import struct
+import subprocess
+import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
@@ -256,6 +258,23 @@ def is_tracing(pid: int) -> bool:
     with open(f"/proc/{pid}/status") as file:
         permitted = next(line.split()[1] for line in file if line.startswith("CapPrm:"))
     return int(permitted, 16) in (0, 1 << 39)
+
+
+def read_rest(command: subprocess.Popen[str]) -> tuple[str, str]:
+    """The rest of what it prints and of its errors, to its end, for which it has DEADLINE.
+
+    With what readline() has read ahead, which communicate() leaves out.
+    """
+    assert command.stdout
+    assert command.stderr
+    late = threading.Timer(DEADLINE, command.kill)
+    late.start()
+    try:
+        out, err = command.stdout.read(), command.stderr.read()
+        command.wait()
+    finally:
+        late.cancel()
+    return out, err
 
 
 def programs_of(pid: int) -> set[int]:

@@ -26,6 +26,7 @@ from live.tcp import (
     is_tracing,
     limit,
     programs_of,
+    read_rest,
     wait,
     wait_over,
 )
@@ -90,7 +91,7 @@ def finish(command: subprocess.Popen[str], number: int = signal.SIGINT) -> tuple
     programs = programs_of(command.pid)
     assert programs
     command.send_signal(number)
-    out, err = command.communicate(timeout=DEADLINE)
+    out, err = read_rest(command)
     assert command.returncode == 0
     wait(lambda: not any(map(is_loaded, programs)))
     return out, err

@@ -6,6 +6,7 @@ import csv
 import json
 import math
 import os
+import select
 import signal
 import socket
 import subprocess
@@ -13,6 +14,7 @@ import sys
 import time
 from collections import Counter
 from contextlib import contextmanager
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -20,17 +22,19 @@ import pytest
 import tcpobs
 from live.ports import new_port
 from live.tcp import (
-    DEADLINE,
     ENDS,
     LOOPBACK,
     Pair,
+    child,
     client_first,
     connect,
     gather,
     is_loaded,
     listen,
     programs_of,
+    read_rest,
     wait,
+    wait_over,
 )
 from tcpobs import Group, Session, Summary
 from tcpobs.privileges import Capability
@@ -60,6 +64,7 @@ def make_sessions(family: int, count: int) -> int:
             # Of 20, four each: the middle ranks are among equals, and one that is delayed does not move them.
             time.sleep(0.004 * 2.25 ** (number // 4 % 5))
             ENDS[number % len(ENDS)](pair)
+    wait_over(address[1])
     return int(address[1])
 
 
@@ -107,6 +112,12 @@ def test_sums_are_those_of_the_list(way: Options, family: int) -> None:
             assert abs(rtt_ms - rtt) <= rtt / 16 + 1e-6
 
 
+def make_two(user: int, family: int, to: int) -> None:
+    """Sessions of this user's; writes their port."""
+    os.setuid(user)
+    os.write(to, b"%d" % make_sessions(family, 2))
+
+
 @pytest.mark.parametrize(
     ("name", "of_session"),
     [
@@ -126,15 +137,10 @@ def test_grouped_by(name: str, of_session: Callable[[Session], object], family: 
         ports = []
         for user in (0, 65534):
             ours, theirs = os.pipe()
-            child = os.fork()
-            if not child:
-                os.setuid(user)
-                os.write(theirs, b"%d" % make_sessions(family, 2))
-                os._exit(0)
-            assert os.waitpid(child, 0)[1] == 0
-            ports.append(int(os.read(ours, 10)))
+            with child(partial(make_two, user, family, theirs)):
+                os.close(theirs)
+                ports.append(int(os.read(ours, 10)))
             os.close(ours)
-            os.close(theirs)
 
         def both(seen: list[Session]) -> list[Session]:
             return [session for session in seen if {session.lport, session.rport} & set(ports)]
@@ -185,47 +191,63 @@ def test_more_groups_than_room_are_lost_and_told(way: Options) -> None:
 @pytest.mark.ways
 def test_taking_loses_nothing_and_gives_nothing_twice(way: Options) -> None:
     """A process makes sessions as fast as it can while their groups are taken again and again."""
-    count = 2000
+    enough, told = os.pipe()
+    counted, count_to = os.pipe()
+
+    def until_told() -> None:
+        count = 0
+        while not select.select([enough], [], [], 0)[0]:
+            client = socket.create_connection(("127.0.0.1", port))
+            server, _ = listener.accept()
+            client.close()
+            server.close()
+            count += 1
+        os.write(count_to, b"%d" % count)
+
     with (
         tcpobs.summary(by=["port", "role"], **way) as trace,
         listen(socket.AF_INET) as listener,
     ):
         port = listener.getsockname()[1]
-        child = os.fork()
-        if not child:
-            for _ in range(count):
-                client = socket.create_connection(("127.0.0.1", port))
-                server, _ = listener.accept()
-                client.close()
-                server.close()
-            os._exit(0)
         taken: list[Group] = []
-        while os.waitpid(child, os.WNOHANG) == (0, 0):
-            taken += of_port(trace.take(), port)
+        with child(until_told):
+            os.close(count_to)
+
+            def has_enough() -> bool:
+                taken.extend(of_port(trace.take(), port))
+                return len(taken) > 100 and sum(group.sessions for group in taken) > 4000
+
+            wait(has_enough)
+            os.write(told, b".")
+            count = int(os.read(counted, 10))
         wait(lambda: sum(group.sessions for group in of_port(trace.groups(), port) + taken) >= 2 * count)
         taken += of_port(trace.take(), port)
         assert not trace.groups() or not of_port(trace.groups(), port)
         assert not trace.losses
-    assert len(taken) > 4
     assert sum(group.sessions for group in taken) == 2 * count
+    for fd in (enough, told, counted):
+        os.close(fd)
 
 
 def test_iterating_gives_each_interval_and_the_rest() -> None:
     """After each output that has the latest session there is another; the last output is what was left."""
     seen: list[int] = []
-    with tcpobs.summary(by="port", every=0.3, duration=1.0) as trace:
+    with tcpobs.summary(by="port", every=0.3) as trace:
         ports = [make_sessions(socket.AF_INET, 1)]
         for batch in trace.batches():
             found = [group.port for group in batch if group.port in ports]
             seen += found
             ports += [make_sessions(socket.AF_INET, 1) for _ in found]
+            if len(seen) == 3:
+                trace.stop()
     assert seen == ports[:-1]
-    assert len(seen) >= 3
+    assert len(seen) == 4
 
 
 def test_stop_ends_it_with_what_there_is() -> None:
     with tcpobs.summary() as trace:
         port = make_sessions(socket.AF_INET, 1)
+        settled(trace, port, 2)
         trace.stop()
         assert [group.sessions for group in of_port(list(trace), port)] == [2]
         assert not trace.groups()
@@ -292,7 +314,7 @@ def ended(command: subprocess.Popen[str], number: int = signal.SIGINT) -> tuple[
     programs = programs_of(command.pid)
     assert programs
     command.send_signal(number)
-    out, err = command.communicate(timeout=DEADLINE)
+    out, err = read_rest(command)
     assert command.returncode == 0
     wait(lambda: not any(map(is_loaded, programs)))
     return out, err
@@ -313,17 +335,20 @@ def test_command(number: int, family: int) -> None:
 def test_command_every_interval() -> None:
     """Each row has its time; all intervals together have all sessions."""
     with running("--csv", "--every", "0.2", "--by", "port", "-p", str(os.getpid())) as command:
+        assert command.stdout
+        lines = [command.stdout.readline()]
+        counts: Counter[str] = Counter()
         ports = []
         for _ in range(4):
-            ports.append(make_sessions(socket.AF_INET, 3))
-            time.sleep(0.2)
+            ports.append(str(make_sessions(socket.AF_INET, 3)))
+            while counts[ports[-1]] < 6:
+                lines.append(command.stdout.readline())
+                [row] = csv.DictReader([lines[0], lines[-1]])
+                counts[row["PORT"]] += int(row["SESSIONS"])
         out, err = ended(command)
-    rows = list(csv.DictReader(out.splitlines()))
-    assert err == ""
-    assert next(iter(rows[0])) == "TIME"
-    assert Counter({row["PORT"]: 0 for row in rows}) + Counter(
-        {str(port): sum(int(row["SESSIONS"]) for row in rows if row["PORT"] == str(port)) for port in ports}
-    ) == Counter({str(port): 6 for port in ports})
+    assert (out, err) == ("", "")
+    assert lines[0].startswith("TIME,")
+    assert counts == dict.fromkeys(ports, 6)
 
 
 def test_command_tells_what_is_lost() -> None:
