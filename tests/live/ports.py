@@ -41,18 +41,25 @@ def since(marked: int) -> set[int]:
     return {int.from_bytes(data[i : i + 2], "little") for i in range(0, len(data), 2)}
 
 
-def new_port() -> int:
-    """A port that nobody had."""
+def _next() -> int:
     data = os.read(_PORTS, 2)
     assert data, "all ports have been given out"
     return int.from_bytes(data, "little")
+
+
+def new_port() -> int:
+    """A port that nobody had, nor listens on now."""
+    with socket.socket(socket.AF_INET6) as nobody_s:
+        bind(nobody_s, "::")
+        port: int = nobody_s.getsockname()[1]
+        return port
 
 
 def bind(unbound: socket.socket, address: str) -> None:
     """Binds a socket to this address and a new port."""
     while True:
         try:
-            unbound.bind((address, new_port()))
+            unbound.bind((address, _next()))
         except OSError as error:
             if error.errno != errno.EADDRINUSE:
                 raise
