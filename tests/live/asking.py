@@ -107,6 +107,20 @@ def ask(work: Callable[[], object], *arguments: str) -> Answer:
         return Answer(*finish(command), sum(argument in ("-C", "-H") for argument in arguments))
 
 
+def lines_until(command: subprocess.Popen[str], calls: int, many: int = 1) -> str:
+    """Its next intervals with --json, until each of so many specifiers has counted these calls."""
+    assert command.stdout
+    out = ""
+    while True:
+        for _ in range(many):
+            line = command.stdout.readline()
+            assert line, "it ended"
+            out += line
+        answer = Answer(out, "", many)
+        if all(answer.calls(number) >= calls for number in range(many)):
+            return out
+
+
 def ended(*arguments: str) -> subprocess.CompletedProcess[str]:
     """The command where it ends by itself."""
     return subprocess.run([*ARGDIST, *arguments], capture_output=True, text=True, timeout=DEADLINE)
