@@ -369,8 +369,10 @@ def mounted(*arguments: str) -> Iterator[str]:
     """A directory with something mounted on it."""
     with TemporaryDirectory() as place:
         subprocess.run(["mount", *arguments, place], check=True)
-        yield place
-        subprocess.run(["umount", place], check=True)
+        try:
+            yield place
+        finally:
+            subprocess.run(["umount", place], check=True)
 
 
 def test_a_part_of_the_hierarchy(tree: Tree) -> None:
@@ -417,4 +419,4 @@ def test_not_mounted(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_the_real_clock(tree: Tree) -> None:
     known = Cgroups(tree.mount)
     path = tree.make("late")
-    wait(lambda: known.path(tree.id(path)) == path, 5)
+    wait(lambda: known.path(tree.id(path)) == path)

@@ -11,7 +11,7 @@ import sys
 import pytest
 
 from live.ports import new_port
-from live.tcp import LOOPBACK
+from live.tcp import DEADLINE, LOOPBACK
 
 pytestmark = pytest.mark.subject("the journal")
 
@@ -37,7 +37,7 @@ TCPOBS = os.path.join(os.path.dirname(sys.executable), "tcpobs")
 def private(script: str, *arguments: str) -> subprocess.CompletedProcess[str]:
     """Runs a script in a mount namespace of its own."""
     command = ["unshare", "--mount", "--propagation", "private", "sh", "-c", script, "sh", *arguments]
-    return subprocess.run(command, capture_output=True, text=True, timeout=30)
+    return subprocess.run(command, capture_output=True, text=True, timeout=DEADLINE)
 
 
 def test_each_event_is_logged(family: int) -> None:
@@ -82,7 +82,7 @@ def test_without_the_library(tmp_path: os.PathLike[str]) -> None:
         env={**os.environ, "PYTHONPATH": str(tmp_path)},
         capture_output=True,
         text=True,
-        timeout=10,
+        timeout=DEADLINE,
     )
     assert done.returncode == 1
     assert done.stderr == (

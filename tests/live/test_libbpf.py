@@ -7,12 +7,13 @@ import socket
 import struct
 import subprocess
 from collections.abc import Iterator
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from live.tcp import client_first, connect, is_loaded, wait
+from live.tcp import client_first, connect, is_loaded, wait, wait_over
 from tcpobs import compiler
 from tcpobs.libbpf import Btf, Kind, LibbpfError, Object, RingBuffer, RunStatistics
 
@@ -225,11 +226,12 @@ def test_many_traces_at_once() -> None:
     """Objects do not get into each other's way."""
     import tcpobs
 
-    traces = [tcpobs.states() for _ in range(5)]
-    pair = connect(socket.AF_INET)
-    port = pair.ports[1]
-    client_first(pair)
-    for trace in traces:
-        trace.stop()
-        assert len([event for event in trace if port in (event.lport, event.rport)]) >= 11
-        trace.close()
+    with ExitStack() as stack:
+        traces = [stack.enter_context(tcpobs.states()) for _ in range(5)]
+        pair = connect(socket.AF_INET)
+        port = pair.ports[1]
+        client_first(pair)
+        wait_over(port)
+        for trace in traces:
+            trace.stop()
+            assert len([event for event in trace if port in (event.lport, event.rport)]) == 12
