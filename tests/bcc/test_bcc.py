@@ -25,7 +25,8 @@ from typing import Any, NamedTuple, cast
 
 import pytest
 
-from live.tcp import DEADLINE, ENDS, Pair, wait
+from live.ports import bind
+from live.tcp import DEADLINE, ENDS, Pair, listen, wait
 
 BCC_DEADLINE = 400.0
 STARTS = 3
@@ -151,7 +152,7 @@ def _serve(pipe: Connection) -> None:
             try:
                 if name == "listen":
                     family, address = arguments
-                    listener = socket.create_server((address, 0), family=family)
+                    listener = listen(family, address)
                     result = listener.getsockname()[1]
                 elif name == "accept":
                     end, _ = listener.accept()
@@ -188,7 +189,7 @@ def refused(family: socket.AddressFamily) -> int:
     """A connection that nobody takes; gives the port it was made to."""
     ours, theirs = ADDRESSES[family]
     with socket.socket(family) as taken, socket.socket(family) as client:
-        taken.bind((theirs, 0))
+        bind(taken, theirs)
         client.bind((ours, 0))
         with pytest.raises(ConnectionRefusedError):
             client.connect(taken.getsockname()[:2])
@@ -289,7 +290,6 @@ def test_states(sessions: list[Session], tcpobs: dict[str, Tool], bcc: dict[str,
 def test_life(sessions: list[Session], server: Server, tcpobs: dict[str, Tool], bcc: dict[str, Tool]) -> None:
     with open("/proc/self/comm") as file:
         here = Owner(str(os.getpid()), file.read().strip())
-    # By both ports: one that was the server's of a session may be any of a later one.
     ends = {(session.server, session.client): session.end for session in sessions}
     ports = {session.server for session in sessions}
     assert tcpobs["life"].header == bcc["life"].header

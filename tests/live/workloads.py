@@ -529,17 +529,28 @@ def pool_reset(stage: Stage) -> None:
 
 
 def _pool(stage: Stage, client: End, server: End) -> None:
+    """Each worker accepts one session before any of them does more: else one alone might have them all."""
+    accepted, all_have = stage.gate(), stage.gate()
+
     def visit(stage: Stage) -> None:
-        for end in stage.connections():
+        ends = stage.connections()
+        first = list(islice(ends, WORKERS))
+        for gate in (accepted.wait, all_have.open):
+            for _ in first:
+                gate()
+        for end in chain(first, ends):
             client(stage, end)
 
     def serve(stage: Stage) -> None:
+        end = stage.accept()
+        accepted.open()
+        all_have.wait()
         while True:
+            server(stage, end)
             try:
                 end = stage.accept()
             except OSError:  # the listener was shut down
                 return
-            server(stage, end)
 
     for _ in range(WORKERS):
         stage.server(serve)

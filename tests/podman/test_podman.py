@@ -21,7 +21,7 @@ from typing import NamedTuple
 import pytest
 
 import tcpobs
-from live.tcp import DEADLINE, wait
+from live.tcp import DEADLINE, gather, wait
 from tcpobs.cgroups import Cgroup, Cgroups, Container, container
 
 POD = "0b8c6a54-2f5d-4f0e-9a37-6d1c5c1be1a9"
@@ -115,11 +115,13 @@ def cgroup_of(pid: int) -> str:
     return next(line[len("0::") :] for line in lines if line.startswith("0::"))
 
 
-def talk(port: int) -> None:
-    """A session with the server."""
+def talk(port: int) -> int:
+    """A session with the server; the client's port."""
     with socket.create_connection(("127.0.0.1", port), DEADLINE) as client:
         client.sendall(b"hello")
         assert client.recv(5) == b"hello"
+        own_port: int = client.getsockname()[1]
+        return own_port
 
 
 @pytest.mark.parametrize("parent", PARENTS)
@@ -137,8 +139,9 @@ def test_podman(parent: str, root: Path, folder: Path) -> None:
             assert known.find(path).id == id
 
             with tcpobs.sessions(local_ports=[server.port]) as events:
-                talk(server.port)
-                session = next(iter(events))
+                rport = talk(server.port)
+                seen = gather(events, lambda seen: any(session.rport == rport for session in seen))
+            (session,) = (session for session in seen if session.rport == rport)
             assert (session.owner.pid, session.cgroup) == (server.pid, id)
         assert known.path(id) == path
         assert not os.path.exists(known.mount + path)
