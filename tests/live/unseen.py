@@ -21,7 +21,8 @@ TRACING = "/sys/kernel/tracing"
 ATTEMPTS = 3
 """How often a test is made at most, when each time the kernel kept something from BPF."""
 
-_CHANGE = re.compile(r"-(\d+) +\[\d+\] .* inet_sock_set_state: .* sport=(\d+) dport=(\d+) ")
+_CHANGE = re.compile(r"-\d+ +\( *(\d+)\) +\[\d+\] .* inet_sock_set_state: .* sport=(\d+) dport=(\d+) ")
+"""The process (record-tgid), and the ports."""
 _HERE = "tcpobs: from here on"
 
 
@@ -41,11 +42,12 @@ class Changes:
 
         Of the last few thousand changes on each CPU.
         """
-        threads = set(os.listdir("/proc/1/task"))
         with open(f"{self._instance}/trace", errors="replace") as file:  # the tasks may have any name
             _, _, recent = file.read().rpartition(_HERE)
-        found = (map(int, match) for match in _CHANGE.findall(recent) if match[0] in threads)
-        return {(lport, rport) for _, lport, rport in found if lport in ports or rport in ports}
+        found = (map(int, match) for match in _CHANGE.findall(recent))
+        return {
+            (lport, rport) for pid, lport, rport in found if pid == 1 and (lport in ports or rport in ports)
+        }
 
 
 @contextmanager
@@ -53,8 +55,10 @@ def changes() -> Iterator[Changes]:
     """Sees all changes until it is left."""
     instance = tempfile.mkdtemp(prefix="tcpobs-", dir=f"{TRACING}/instances")
     try:
-        with open(f"{instance}/events/sock/inet_sock_set_state/enable", "w") as file:
-            file.write("1")
+        # The process of each thread is noted then: the thread may have ended when somebody asks.
+        for name in ("options/record-tgid", "events/sock/inet_sock_set_state/enable"):
+            with open(f"{instance}/{name}", "w") as file:
+                file.write("1")
         yield Changes(instance)
     finally:
         os.rmdir(instance)
