@@ -397,12 +397,19 @@ def no_way_any_more(wire: Wire, family: int) -> int:
     prefix = 128 if family == socket.AF_INET6 else 32
     ip(wire, 1, f"address del {beyond}/{prefix} dev wire")
     make_router(wire, family, "unreachable")
-    impatient(client)
     client.sendall(b"lost")
+    wait(lambda: wire.inside(0, lambda: is_told(family)))
+    impatient(client)
     wait_state(client, CLOSE)
     client.close()
     reset(server)
     return port
+
+
+def is_told(family: int) -> bool:
+    """Whether this thread's network namespace has got an ICMP message that something cannot be reached."""
+    table, name = ("snmp6", "Icmp6InType1") if family == socket.AF_INET6 else ("snmp", "InType3")
+    return name in Path(f"/proc/thread-self/net/{table}").read_text().split()
 
 
 def silence(work: Callable[[Pair, Wire], None]) -> Callable[[Wire, int], int]:
