@@ -49,7 +49,11 @@ class Peer:
             stderr=subprocess.PIPE,
             text=True,
         )
-        wait(self._is_armed)
+        try:
+            wait(self._is_armed)
+        except BaseException:
+            self.kill()
+            raise
 
     def _is_armed(self) -> bool:
         """Whether it waits for events: it does so when everything is attached."""
