@@ -26,7 +26,7 @@ from typing import Any, NamedTuple, cast
 import pytest
 
 from live.ports import bind
-from live.tcp import DEADLINE, ENDS, Pair, listen, wait
+from live.tcp import DEADLINE, ENDS, Pair, listen, wait, wait_route
 
 BCC_DEADLINE = 400.0
 STARTS = 3
@@ -231,6 +231,7 @@ def sessions(server: Server, tcpobs: dict[str, Tool], bcc: dict[str, Tool]) -> I
     addresses = [address for pair in ADDRESSES.values() for address in pair if ":" in address]
     for address in addresses:
         subprocess.run(["ip", "address", "add", f"{address}/128", "dev", "lo", "nodad"], check=True)
+        wait_route(address, address)
     made = []
     for family in ADDRESSES:
         for end in ENDS:

@@ -192,6 +192,23 @@ def wait_state(end: socket.socket, state: int) -> None:
     wait(lambda: end.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, 1)[0] == state)
 
 
+def wait_route(here: str, there: str) -> None:
+    """Waits until packets go from one address to the other, in this thread's network namespace.
+
+    For IPv6 the kernel adds an address's routes later than the address, in a work of its own
+    (addrconf_dad_work, net/ipv6/addrconf.c).
+    """
+
+    def is_there() -> bool:
+        family = socket.AF_INET6 if ":" in there else socket.AF_INET
+        with socket.socket(family, socket.SOCK_DGRAM) as probe, suppress(OSError):
+            probe.connect((there, 9))  # it sends nothing
+            return bool(probe.getsockname()[0] == here)
+        return False
+
+    wait(is_there)
+
+
 def wait_over(*ports: int) -> None:
     """Waits until no socket with these ports is left: a softirq may still be at it (proc_net(5))."""
     wanted = {f"{port:04X}" for port in ports}

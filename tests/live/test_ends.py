@@ -35,6 +35,7 @@ from live.tcp import (
     server_resets,
     wait,
     wait_closed,
+    wait_route,
     wait_state,
 )
 from live.wire import Wire, every, in_new_namespace, no, set_kernel
@@ -389,6 +390,7 @@ def no_way_any_more(wire: Wire, family: int) -> int:
     nodad = "nodad" if family == socket.AF_INET6 else ""
     ip(wire, 0, f"route add {beyond} dev wire")
     ip(wire, 1, f"address add {beyond} dev wire {nodad}")
+    wire.inside(1, lambda: wait_route(beyond, beyond))
     with wire.inside(1, lambda: listen(family, beyond)) as listener:
         port: int = listener.getsockname()[1]
         client = wire.client(family)

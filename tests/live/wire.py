@@ -17,7 +17,7 @@ from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from typing import TYPE_CHECKING, TypeVar
 
-from live.tcp import DEADLINE, Pair, listen
+from live.tcp import DEADLINE, Pair, listen, wait_route
 
 if TYPE_CHECKING:
     from typing_extensions import Self
@@ -72,6 +72,7 @@ class Wire:
             f"ip address add {self.addresses6[number]} peer {self.addresses6[1 - number]} dev wire nodad",
         ):
             subprocess.run(command.split(), check=True)
+        wait_route(self.addresses6[number], self.addresses6[1 - number])
         return device
 
     def _carry(self) -> None:
