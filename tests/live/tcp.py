@@ -192,6 +192,20 @@ def wait_state(end: socket.socket, state: int) -> None:
     wait(lambda: end.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, 1)[0] == state)
 
 
+def wait_queued(listener: socket.socket, sessions: int = 1) -> None:
+    """Waits until so many sessions can be accepted (tcpi_unacked, which is that of a listener).
+
+    When a client's connect() returns, its last acknowledgement may be on its way to a softirq.
+    """
+
+    def are_there() -> bool:
+        info = listener.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, 28)
+        queued: int = struct.unpack_from("I", info, 24)[0]
+        return queued >= sessions
+
+    wait(are_there)
+
+
 def wait_route(here: str, there: str) -> None:
     """Waits until packets go from one address to the other, in this thread's network namespace.
 

@@ -35,6 +35,7 @@ from live.tcp import (
     server_resets,
     wait,
     wait_closed,
+    wait_queued,
     wait_route,
     wait_state,
 )
@@ -166,6 +167,7 @@ def not_accepted(family: int) -> int:
     listener = listen(family)
     port: int = listener.getsockname()[1]
     with socket.create_connection(listener.getsockname()[:2]) as client:
+        wait_queued(listener)
         listener.close()
         wait_closed(client)
     return port

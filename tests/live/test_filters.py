@@ -10,7 +10,17 @@ from typing import Any
 import pytest
 
 import tcpobs
-from live.tcp import Pair, child, client_first, client_resets, connect, gather, listen, wait_closed
+from live.tcp import (
+    Pair,
+    child,
+    client_first,
+    client_resets,
+    connect,
+    gather,
+    listen,
+    wait_closed,
+    wait_queued,
+)
 from live.wire import Wire
 from tcpobs.records import WithEndpoints
 
@@ -181,6 +191,7 @@ def nobody_s() -> int:
     listener = listen(socket.AF_INET)
     with socket.create_connection(listener.getsockname()) as client:
         port: int = listener.getsockname()[1]
+        wait_queued(listener)
         listener.close()
         wait_closed(client)
     return port

@@ -23,7 +23,7 @@ from itertools import chain, islice
 from typing import NamedTuple, NoReturn
 
 from live.ports import new_port
-from live.tcp import DEADLINE, listen, reset, wait_closed
+from live.tcp import DEADLINE, listen, reset, wait_closed, wait_queued
 
 SESSIONS = 200
 """Of each workload and family, where nothing else is said."""
@@ -435,6 +435,7 @@ def listener_closes(stage: Stage) -> None:
 
     def serve(stage: Stage) -> None:
         connected.wait()
+        wait_queued(stage.listener, stage.sessions)
         stage.listener.close()
 
     stage.server(serve)
@@ -753,6 +754,7 @@ def destroyed_unaccepted(stage: Stage) -> None:
         ends = stage.connect_all()
         for end in ends:
             stage.note(end, peer=NOBODY)
+        wait_queued(stage.listener, stage.sessions)
         _destroy_in_child(stage, [end.getsockname()[1] for end in ends])
         for end in ends:
             wait_closed(end)
