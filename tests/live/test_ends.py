@@ -151,14 +151,14 @@ def killed(family: int) -> int:
                 os.write(told, b".")
                 signal.pause()
             os._exit(1)
+        os.close(told)  # the read ends, too, when the child does
         port: int = listener.getsockname()[1]
         with socket.create_connection(listener.getsockname()[:2]) as client:
             os.read(ready, 1)
             os.kill(pid, signal.SIGKILL)
             wait_closed(client)
     os.waitpid(pid, 0)
-    for fd in (ready, told):
-        os.close(fd)
+    os.close(ready)
     return port
 
 

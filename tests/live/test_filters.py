@@ -148,9 +148,9 @@ def in_child(prepare: Callable[[], object] = lambda: None) -> Ports:
         os.write(write, b"%d %d" % tuple(ended(connect(socket.AF_INET))))
 
     with child(work):
+        os.close(write)  # the read ends, too, when the child does
         found = frozenset(map(int, os.read(read, 20).split()))
-    for fd in (read, write):
-        os.close(fd)
+    os.close(read)
     return found
 
 
