@@ -3,8 +3,19 @@
 from __future__ import annotations
 
 import time
+from itertools import repeat
+from operator import add, floordiv, mod
 
-from tcpobs.columns import Column
+from tcpobs.columns import Column, Remembered
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Sequence
+
+    from tcpobs.columns import Values
+
+UTC = '"%s.%06dZ"'
+"""ISO 8601 to the microsecond: 2026-11-21T09:30:00.123456Z."""
 
 
 class Clock:
@@ -17,6 +28,7 @@ class Clock:
         self._first: int | None = None
         self._second = -1
         self._local = ""
+        self._utc_second = Remembered(lambda s: time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(s)))
         self.adjust()
 
     def adjust(self) -> None:
@@ -35,10 +47,11 @@ class Clock:
             self._local = time.strftime("%H:%M:%S", time.localtime(second))
         return self._local
 
-    def utc(self, time_ns: int) -> str:
-        """ISO 8601 in UTC, to the microsecond: 2026-11-21T09:30:00.123456Z."""
-        second, us = divmod(self.realtime_us(time_ns), 1_000_000)
-        return f"{time.strftime('%Y-%m-%dT%H:%M:%S', time.gmtime(second))}.{us:06d}Z"
+    def utc(self, times: Values) -> Sequence[Iterable[object]]:
+        """What UTC takes of many times: each one's second as text, and its microseconds."""
+        us = list(map(floordiv, map(add, times, repeat(self._offset)), repeat(1000)))
+        seconds = map(self._utc_second.__getitem__, map(floordiv, us, repeat(1_000_000)))
+        return [seconds, map(mod, us, repeat(1_000_000))]
 
     def since_first(self, time_ns: int) -> float:
         """Seconds since the first event that was asked about."""
@@ -58,6 +71,6 @@ class Clock:
             columns.append(seconds)
         return [
             *columns,
-            Column("TIME", "time_ns", None, csv=None, convert=self.utc),
+            Column("TIME", "time_ns", None, csv=None, json_bulk=(UTC, self.utc)),
             Column("KTIME_NS", "time_ns", None, csv=None),
         ]

@@ -67,8 +67,24 @@ class Record(tuple[object, ...]):
     """The records of the structs inside it, by field."""
     fields: ClassVar[dict[str, int]] = {}
     """The C struct's fields, and their places in the tuple."""
+    layout: ClassVar[str]
+    """The C struct as the struct module writes it, for a struct inside another."""
     decode: ClassVar[Callable[[bytes], Record]]
     """Decodes one, for a struct inside another."""
+    spread: ClassVar[bool] = False
+    """Whether its members rarely come together again, so that each is formatted by itself."""
+    made: ClassVar[dict[str, tuple[Callable[..., object], tuple[str, ...]]]] = {}
+    """Of such a record: what is made from members, and from which."""
+
+
+def _ip(family: int) -> int:
+    return 6 if family == AF_INET6 else 4
+
+
+def _address(family: int, field: bytes) -> str:
+    if family != AF_INET6:
+        return "{}.{}.{}.{}".format(*field[:4])
+    return inet_ntop(AF_INET6, field)
 
 
 class Endpoints(Record):
@@ -76,6 +92,12 @@ class Endpoints(Record):
 
     __slots__ = ()
     struct_name = "endpoints"
+    spread = True
+    made: ClassVar = {
+        "ip": (_ip, ("family",)),
+        "laddr": (_address, ("family", "laddr")),
+        "raddr": (_address, ("family", "raddr")),
+    }
 
     family: int
     lport: int
@@ -84,25 +106,20 @@ class Endpoints(Record):
     @property
     def ip(self) -> int:
         """4 or 6."""
-        return 6 if self.family == AF_INET6 else 4
+        return _ip(self.family)
 
     @property
     def laddr(self) -> str:
         """The local address as text."""
-        return _address(self.family, self[self.fields["laddr"]])
+        return _remembered_address(self.family, self[self.fields["laddr"]])
 
     @property
     def raddr(self) -> str:
         """The remote address as text."""
-        return _address(self.family, self[self.fields["raddr"]])
+        return _remembered_address(self.family, self[self.fields["raddr"]])
 
 
-@lru_cache(REMEMBERED)
-def _address(family: int, field: object) -> str:
-    assert isinstance(field, bytes)
-    if family != AF_INET6:
-        return "{}.{}.{}.{}".format(*field[:4])
-    return inet_ntop(AF_INET6, field)
+_remembered_address = lru_cache(REMEMBERED)(_address)
 
 
 def printable(text: str) -> str:
@@ -158,11 +175,17 @@ ROLES = ("-", "connect", "accept")
 """enum role of bpf/events.h."""
 
 
+def _text(field: bytes) -> str:
+    return field.split(b"\0", 1)[0].decode("ascii", "backslashreplace")
+
+
 class Course(Record):
     """How a session went, as struct tcp_sock counts it; 0 where it is not known."""
 
     __slots__ = ()
     struct_name = "course"
+    spread = True
+    made: ClassVar = {"congestion_control": (_text, ("congestion",))}
 
     lifetime_us: int
     handshake_us: int
@@ -179,7 +202,7 @@ class Course(Record):
         """The algorithm's name, such as cubic."""
         field = self[self.fields["congestion"]]
         assert isinstance(field, bytes)
-        return field.split(b"\0", 1)[0].decode("ascii", "backslashreplace")
+        return _text(field)
 
 
 class Ending(Record):
@@ -515,7 +538,8 @@ def _fit(record: type[Record], type: Type) -> str:
 
 
 def _fit_inner(record: type[Record], type: Type) -> None:
-    unpack = struct.Struct("=" + _fit(record, type)).unpack
+    record.layout = "=" + _fit(record, type)
+    unpack = struct.Struct(record.layout).unpack
     record.decode = staticmethod(lambda data: record(unpack(data)))
 
 

@@ -29,7 +29,7 @@ else:
             return cls
 
 
-BATCH = 2048
+BATCH = 512
 """Events decoded at once, at most."""
 
 BUSY_SECONDS = 0.05

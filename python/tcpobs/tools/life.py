@@ -58,15 +58,17 @@ COLUMNS = (
     Column("LPORT", "endpoints.lport", "%-5d"),
     Column("RADDR", "endpoints.raddr", "%-15s", "%-26s"),
     Column("RPORT", "endpoints.rport", "%-5d"),
-    Column("TX_KB", "tx_bytes", "%5d", "%6d", "%d", convert=lambda size: size >> 10),
-    Column("RX_KB", "rx_bytes", "%5d", "%6d", "%d", convert=lambda size: size >> 10),
-    Column("MS", "span_ns", "%.2f", csv="%.2f", convert=listing.milliseconds),
+    Column("TX_KB", "tx_bytes", "%5d", "%6d", "%d", bulk=listing.kib, json_bulk=listing.KIB_JSON),
+    Column("RX_KB", "rx_bytes", "%5d", "%6d", "%d", bulk=listing.kib, json_bulk=listing.KIB_JSON),
+    Column("MS", "span_ns", "%.2f", csv="%.2f", bulk=listing.milliseconds, json_bulk=listing.MS_JSON),
     Column("SPAN_NS", "span_ns", None, csv=None),
     Column("TX_BYTES", "tx_bytes", None, csv=None),
     Column("RX_BYTES", "rx_bytes", None, csv=None),
 )
 
-MS_ALIGNED = Column("MS", "span_ns", "%10.2f", csv="%.2f", convert=listing.milliseconds)
+MS_ALIGNED = Column(
+    "MS", "span_ns", "%10.2f", csv="%.2f", bulk=listing.milliseconds, json_bulk=listing.MS_JSON
+)
 
 # Behind MS, without a blank; aligned, a place is kept for it.
 MARK = Column("", "ending.mark", "%s", joined=True)
@@ -79,15 +81,15 @@ EXTENDED = (
     Column("ERROR", "ending.error_name", "%-12s", json=owners.known),
     Column("EXISTING", "ending.existing", None, csv=None, json=bool),
     Column("OPEN", "ending.open", None, csv=None, json=bool),
-    Column("RTT_US", "course.srtt_us", "%8d", csv="%d", json=owners.known),
-    Column("MINRTT_US", "course.min_rtt_us", "%9d", csv="%d", json=owners.known),
+    Column("RTT_US", "course.srtt_us", "%8d", csv="%d", json_bulk=owners.KNOWN),
+    Column("MINRTT_US", "course.min_rtt_us", "%9d", csv="%d", json_bulk=owners.KNOWN),
     Column("RETRANS", "course.retransmits", "%7d", csv="%d"),
     Column("LOST", "course.lost", "%5d", csv="%d"),
     Column("SEGS_IN", "course.segs_in", "%8d", csv="%d"),
     Column("SEGS_OUT", "course.segs_out", "%8d", csv="%d"),
     Column("DELIVERED", "course.delivered", "%9d", csv="%d"),
-    Column("HSHAKE_US", "course.handshake_us", "%9d", csv="%d", json=owners.known),
-    Column("LIFE_US", "course.lifetime_us", "%11d", csv="%d", json=owners.known),
+    Column("HSHAKE_US", "course.handshake_us", "%9d", csv="%d", json_bulk=owners.KNOWN),
+    Column("LIFE_US", "course.lifetime_us", "%11d", csv="%d", json_bulk=owners.KNOWN),
     Column("CC", "course.congestion_control", "%-8s", free=True),
 )
 

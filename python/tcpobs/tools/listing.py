@@ -8,6 +8,8 @@ import os
 import signal
 import sys
 import time
+from itertools import repeat
+from operator import floordiv, mod, rshift
 
 from tcpobs import events, host, privileges
 from tcpobs.clock import Clock
@@ -17,10 +19,10 @@ from tcpobs.output import Output
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable, Iterable, Sequence
     from typing import TypedDict, TypeVar
 
-    from tcpobs.columns import Column
+    from tcpobs.columns import Bulk, Column, Values
     from tcpobs.events import Events, Options
     from tcpobs.privileges import Capability
     from tcpobs.records import Timed
@@ -169,9 +171,29 @@ def run(
             _tell(trace.losses, told)
 
 
-def milliseconds(ns: int) -> float:
+def milliseconds(times: Values) -> Iterable[float]:
     """Nanoseconds in ms, cut to whole microseconds as the originals do it."""
-    return ns // 1000 / 1000
+    return [ns // 1000 / 1000 for ns in times]
+
+
+_FRACTIONS = [repr(us / 1000)[1:] for us in range(1000)]
+
+
+def _whole_and_fraction(times: Values) -> Sequence[Iterable[object]]:
+    us = list(map(floordiv, times, repeat(1000)))
+    return map(floordiv, us, repeat(1000)), map(_FRACTIONS.__getitem__, map(mod, us, repeat(1000)))
+
+
+MS_JSON: Bulk = ("%d%s", _whole_and_fraction)
+"""The same in JSON: as repr() writes the number, which is slower."""
+
+
+def kib(sizes: Values) -> Iterable[int]:
+    """Bytes in KiB, cut to a whole number."""
+    return map(rshift, sizes, repeat(10))
+
+
+KIB_JSON: Bulk = ("%d", lambda sizes: [kib(sizes)])
 
 
 def mode(arguments: argparse.Namespace) -> str:

@@ -35,7 +35,7 @@ latest of them, or who held the socket when tcpobs began (0 and -: nobody is kno
 CONTAINER and CGROUP. The filters by owner (-p, --comm, --uid, --cgroup, --container) are by this one."""
 
 COLUMNS = (
-    Column("SKADDR", "skaddr", "%-16x", csv="%x", json="{:x}".format),
+    Column("SKADDR", "skaddr", "%-16x", csv="%x", json_bulk=('"%x"', lambda sockets: [sockets])),
     Column("C-PID", "current.pid", "%-5d"),
     Column("C-COMM", "current.comm", "%-10.10s", "%-16.16s", free=True),
     Column("IP", "endpoints.ip", None, "%-2s"),
@@ -45,11 +45,13 @@ COLUMNS = (
     Column("RPORT", "endpoints.rport", "%-5d"),
     Column("OLDSTATE", "transition.old", "%-11s"),
     Column("NEWSTATE", "transition.new", "%-11s", before=" -> "),
-    Column("MS", "span_ns", "%.3f", csv="%.3f", convert=listing.milliseconds),
+    Column("MS", "span_ns", "%.3f", csv="%.3f", bulk=listing.milliseconds, json_bulk=listing.MS_JSON),
     Column("SPAN_NS", "span_ns", None, csv=None),
 )
 
-MS_ALIGNED = Column("MS", "span_ns", "%-10.3f", csv="%.3f", convert=listing.milliseconds)
+MS_ALIGNED = Column(
+    "MS", "span_ns", "%-10.3f", csv="%.3f", bulk=listing.milliseconds, json_bulk=listing.MS_JSON
+)
 
 OWNER = (
     Column("PID", "owner.pid", "%-7d"),
