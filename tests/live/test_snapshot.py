@@ -193,8 +193,7 @@ def test_none_is_missed_and_none_comes_twice(storage: str, many: int) -> None:
 @pytest.mark.parametrize("storage", WALKED)
 def test_every_listing_has_each_once(storage: str, many: int) -> None:
     """Whatever comes and goes meanwhile."""
-    with process(churn):
-        pairs = open_many(many)
+    with process(churn), open_many(many) as pairs:
         wanted = set(keys(pairs))
         listed: Counter[Key] = Counter()
         with tcpobs.sessions(storage=storage, existing=True, every=0.1) as events:
@@ -204,9 +203,6 @@ def test_every_listing_has_each_once(storage: str, many: int) -> None:
                     events.stop()  # this listing still comes to its end
             assert not events.losses.sockets_full
         assert [each for each in wanted if listed[each] != 3] == []
-        for pair in pairs:
-            for end in pair:
-                end.close()
 
 
 def opened(family: int = socket.AF_INET) -> tuple[Pair, list[Key]]:
