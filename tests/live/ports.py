@@ -9,6 +9,7 @@ from __future__ import annotations
 import errno
 import os
 import socket
+import tempfile
 
 _LOWEST, _HIGHEST = 10_000, 32_767
 _ALL = _HIGHEST - _LOWEST
@@ -17,10 +18,12 @@ _ALL = _HIGHEST - _LOWEST
 def _in_turn() -> int:
     """A file with all ports, two bytes each. What the next read() gives is the next port.
 
-    A process and those that it forks share the file's position, which the kernel moves for one at a time.
-    Each run begins elsewhere: a session with the ports of one that is in TIME_WAIT may have to wait.
+    A process and those that it forks share the file's position, which the kernel moves for one at a time (but
+    not in a memfd: FMODE_ATOMIC_POS of fs/file.c). Each run begins elsewhere: a session with the ports of one
+    that is in TIME_WAIT may have to wait.
     """
-    file = os.memfd_create("ports")
+    file, path = tempfile.mkstemp(prefix="ports-")
+    os.unlink(path)
     first = os.getpid() * 211 % _ALL
     os.write(file, b"".join((_LOWEST + (first + i) % _ALL).to_bytes(2, "little") for i in range(_ALL)))
     os.lseek(file, 0, os.SEEK_SET)

@@ -11,6 +11,7 @@ import struct
 import subprocess
 import threading
 import time
+import traceback
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from typing import Any, NamedTuple, TypeVar
@@ -270,6 +271,8 @@ def child(work: Callable[[], None]) -> Iterator[int]:
         try:
             work()
             status = 0
+        except BaseException:
+            traceback.print_exc()
         finally:
             os._exit(status)
     try:
