@@ -174,6 +174,7 @@ def test_least_privilege_of_states(package: str) -> None:
         assert end_and_read(process).count("\n") == 12
 
 
+@pytest.mark.usefixtures("open_perf_events")
 def test_least_privilege_of_open_sessions(package: str) -> None:
     """They take no more: CAP_BPF is kept for the walk."""
     way = next(way for way in WAYS if way.storage not in WALK_LIMIT)
