@@ -1,4 +1,4 @@
-"""Real sessions for the demo: servers in processes of their own, a few clients, IPv4 and IPv6."""
+"""Real sessions for the demo: servers in processes of their own, a few clients, IPv4 and IPv6, a reset."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import os
 import socket
 import threading
 import time
+from contextlib import suppress
 
 SERVERS = (("web", socket.AF_INET, 64 << 10), ("database", socket.AF_INET6, 3 << 20))
 """Each server's name, family, and the size of its answers in bytes."""
@@ -36,6 +37,21 @@ def ask(address: tuple[str, int]) -> None:
         time.sleep(0.1)
 
 
+def hang_up(listener: socket.socket) -> None:
+    """Closes a connection without having read what came: the kernel sends a reset."""
+    connection, _ = listener.accept()
+    with connection:
+        connection.recv(1, socket.MSG_PEEK)
+
+
+def try_twice(address: tuple[str, int]) -> None:
+    """Talks to a server that hangs up; and asks again when nobody listens any more."""
+    for _ in range(2):
+        with suppress(ConnectionError), socket.create_connection(address) as connection:
+            connection.sendall(b"are you there?")
+            connection.recv(1)
+
+
 def in_process(name: str, *work: threading.Thread) -> int:
     """Runs threads in a process of its own, under this name."""
     pid = os.fork()
@@ -57,6 +73,10 @@ def main() -> None:
         listener = socket.create_server((host, 0), family=family)
         addresses.append(listener.getsockname()[:2])
         children.append(in_process(name, threading.Thread(target=serve, args=(listener, size))))
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        children.append(in_process("api", threading.Thread(target=hang_up, args=(listener,))))
+        hanging_up = listener.getsockname()
+    children.append(in_process("batch-job", threading.Thread(target=try_twice, args=(hanging_up,))))
     for name in CLIENTS:
         threads = [threading.Thread(target=ask, args=(address,)) for address in addresses]
         children.append(in_process(name, *threads))
