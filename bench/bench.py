@@ -29,8 +29,10 @@ import owners
 import tcpobs
 from measuring import (
     BUILD,
+    CONNECTIONS,
     HERE,
     TCPOBS,
+    compiled,
     fd_infos,
     finish,
     megabytes,
@@ -47,7 +49,6 @@ from vm import kernels, matrix
 if TYPE_CHECKING:
     from collections.abc import Collection, Sequence
 
-CONNECTIONS = 20_000
 RUNS = 5
 STARTS = 20
 SOCKETS = 100_000
@@ -493,10 +494,8 @@ def cpu_times() -> list[int]:
 
 def main() -> None:
     """Measures everything and writes the report."""
-    BUILD.mkdir(parents=True, exist_ok=True)
     for name in ("connections", "syscalls"):
-        source, program = HERE / f"{name}.c", BUILD / name
-        subprocess.run(["gcc", "-O2", "-Wall", "-Wextra", "-o", program, source], check=True)
+        compiled(name)
     before = cpu_times()
     all_pairs = pairs()
     tools = [tool for pair in all_pairs for tool in (pair.ours, pair.peer) if tool]

@@ -8,9 +8,7 @@ usage: python bench/hidden.py [RUNS]   (as root; each run makes 6 x 20,000 conne
 
 from __future__ import annotations
 
-import os
 import re
-import subprocess
 import sys
 import tempfile
 import threading
@@ -20,15 +18,14 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import tcpobs
-from measuring import BUILD, HERE, tracefs
+from measuring import compiled, sustained_load, tracefs
 
-ROUNDS, CONNECTIONS = 6, 20_000
 BUFFER_KB = 200_000
 """ftrace's, for each CPU: it holds a whole run."""
 
 _CHANGE = re.compile(
-    r"-(\d+) +\[\d+\] .* inet_sock_set_state: family=\w+ protocol=IPPROTO_TCP sport=(\d+) dport=(\d+) "
-    r".* oldstate=TCP_(\w+) newstate=TCP_(\w+)"
+    r"-\d+ +\( *([\d-]+)\) +\[\d+\] .* inet_sock_set_state: family=\w+ protocol=IPPROTO_TCP "
+    r"sport=(\d+) dport=(\d+) .* oldstate=TCP_(\w+) newstate=TCP_(\w+)"
 )
 
 Change = tuple[int, int, str, str]
@@ -41,6 +38,8 @@ def ftrace() -> Iterator[Path]:
     instance = Path(tempfile.mkdtemp(prefix="tcpobs-", dir="/sys/kernel/tracing/instances"))
     try:
         (instance / "buffer_size_kb").write_text(str(BUFFER_KB))
+        # The process of each thread is noted then: the thread may have ended when somebody asks.
+        (instance / "options/record-tgid").write_text("1")
         (instance / "events/sock/inet_sock_set_state/enable").write_text("1")
         yield instance
     finally:
@@ -48,7 +47,10 @@ def ftrace() -> Iterator[Path]:
 
 
 def seen_by_ftrace(instance: Path) -> dict[Change, list[int]]:
-    """Each change, with the threads that were on the CPU. Raises RuntimeError when ftrace lost some."""
+    """Each change, with the processes that were on the CPU; 0 for an unknown one.
+
+    Raises RuntimeError when ftrace lost some.
+    """
     for stats in instance.glob("per_cpu/cpu*/stats"):
         lost = [
             line
@@ -62,8 +64,9 @@ def seen_by_ftrace(instance: Path) -> dict[Change, list[int]]:
         for line in file:
             match = _CHANGE.search(line)
             if match:
-                tid, lport, rport, oldstate, newstate = match.groups()
-                found.setdefault((int(lport), int(rport), oldstate, newstate), []).append(int(tid))
+                pid, lport, rport, oldstate, newstate = match.groups()
+                pids = found.setdefault((int(lport), int(rport), oldstate, newstate), [])
+                pids.append(int(pid) if pid.isdigit() else 0)
     return found
 
 
@@ -78,19 +81,17 @@ def run() -> tuple[int, int, Counter[str], tcpobs.Losses]:
 
         reader = threading.Thread(target=read)
         reader.start()
-        for _ in range(ROUNDS):
-            subprocess.run([BUILD / "connections", str(CONNECTIONS)], check=True)
+        sustained_load()
         (instance / "tracing_on").write_text("0")
         states.stop()
         reader.join()
         seen = seen_by_ftrace(instance)
-    of_pid_1 = set(map(int, os.listdir("/proc/1/task")))
     hidden: Counter[str] = Counter()
-    for change, tids in seen.items():
-        missing = len(tids) - shown[change]
+    for change, pids in seen.items():
+        missing = len(pids) - shown[change]
         if missing > 0:
             # Which of several like changes is missing is not known: those of PID 1's threads first.
-            by_pid_1 = sum(tid in of_pid_1 for tid in tids)
+            by_pid_1 = pids.count(1)
             hidden["a thread of PID 1"] += min(missing, by_pid_1)
             hidden["others"] += max(0, missing - by_pid_1)
     return sum(map(len, seen.values())), sum(shown.values()), +hidden, states.losses
@@ -98,9 +99,7 @@ def run() -> tuple[int, int, Counter[str], tcpobs.Losses]:
 
 def main(runs: int) -> int:
     """Prints a line for each run. Returns 1 if changes were missing that nothing explains."""
-    BUILD.mkdir(parents=True, exist_ok=True)
-    program, source = BUILD / "connections", HERE / "connections.c"
-    subprocess.run(["gcc", "-O2", "-Wall", "-Wextra", "-o", program, source], check=True)
+    compiled("connections")
     unexplained = 0
     with tracefs():
         for number in range(runs):

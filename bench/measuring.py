@@ -91,6 +91,26 @@ def tracefs() -> Iterator[None]:
         subprocess.run(["umount", place], check=True)
 
 
+# ---- the load
+
+CONNECTIONS, ROUNDS = 20_000, 6
+"""Of one load; and how many loads, one after another, are a sustained one."""
+
+
+def compiled(name: str) -> Path:
+    """A program of this folder, compiled."""
+    BUILD.mkdir(parents=True, exist_ok=True)
+    program = BUILD / name
+    subprocess.run(["gcc", "-O2", "-Wall", "-Wextra", "-o", program, HERE / f"{name}.c"], check=True)
+    return program
+
+
+def sustained_load() -> None:
+    """Makes ROUNDS times CONNECTIONS connections, one after another. First have `connections` compiled."""
+    for _ in range(ROUNDS):
+        subprocess.run([BUILD / "connections", str(CONNECTIONS)], check=True)
+
+
 # ---- figures
 
 

@@ -16,9 +16,19 @@ from pathlib import Path
 from statistics import median
 from typing import NamedTuple
 
-from measuring import BUILD, HERE, TCPOBS, fd_infos, finish, megabytes, wait_until
+from measuring import (
+    BUILD,
+    CONNECTIONS,
+    ROUNDS,
+    TCPOBS,
+    compiled,
+    fd_infos,
+    finish,
+    megabytes,
+    sustained_load,
+    wait_until,
+)
 
-ROUNDS, CONNECTIONS = 6, 20_000
 EXPECTED = {"life": 2 * ROUNDS * CONNECTIONS, "states": ROUNDS * (10 * CONNECTIONS + 2)}
 MODES: tuple[list[str], ...] = ([], ["-x"], ["-w"], ["-w", "-x"], ["-s"], ["-s", "-x"], ["--json"])
 
@@ -41,8 +51,7 @@ def run(tool: str, flags: Sequence[str]) -> Run:
         wait_until(lambda: any("link_type" in info for info in fd_infos(process.pid)), f"{tool} to start")
         time.sleep(0.5)
         before = cpu_seconds(process.pid)
-        for _ in range(ROUNDS):
-            subprocess.run([BUILD / "connections", str(CONNECTIONS)], check=True)
+        sustained_load()
         time.sleep(1)  # the reader looks twenty times a second
         cpu = cpu_seconds(process.pid) - before
         status = Path(f"/proc/{process.pid}/status").read_text()
@@ -63,9 +72,7 @@ def cpu_seconds(pid: int) -> float:
 
 def main(runs: int) -> int:
     """Prints a line for each mode. Returns 1 when rows were missing."""
-    BUILD.mkdir(parents=True, exist_ok=True)
-    program, source = BUILD / "connections", HERE / "connections.c"
-    subprocess.run(["gcc", "-O2", "-Wall", "-Wextra", "-o", program, source], check=True)
+    compiled("connections")
     complete = True
     print("| mode | runs with every row | µs of CPU per row (median) | peak memory, MB |")
     print("| --- | ---: | ---: | ---: |")
